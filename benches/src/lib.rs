@@ -1,0 +1,1 @@
+//! Benchmarks of Carina, one file a question.

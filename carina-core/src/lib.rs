@@ -1,0 +1,1 @@
+//! The domain words of Carina, its engine, and the seams to storage.

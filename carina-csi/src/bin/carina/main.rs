@@ -1,0 +1,3 @@
+//! The `carina` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The CSI driver of Carina.

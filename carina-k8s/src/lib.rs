@@ -1,0 +1,1 @@
+//! Carina in Kubernetes.

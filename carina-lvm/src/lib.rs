@@ -1,0 +1,1 @@
+//! Carina volumes on LVM2.

@@ -1,0 +1,1 @@
+//! Carina volumes on raw disks and partitions.

@@ -1,0 +1,3 @@
+//! The chores of Carina.
+
+fn main() {}
