@@ -1,1 +1,43 @@
-//! The domain words of Carina, its engine, and the seams to storage.
+//! The domain words of Carina, its engine, and the seams to storage, programs and allocation.
+//!
+//! Without the `engine` feature this crate is words alone: sizes, disks, groups, volumes, config, the
+//! pure disk plan and the arithmetic of capacity, with no runtime and no system calls. With it come
+//! the seams ([`VolumeBackend`], [`VolumeService`], [`Placement`], [`exec::CommandRunner`]) and the
+//! [`Engine`] between them; `sim` adds simulated disks and a simulated backend.
+
+mod bytes;
+mod class;
+pub mod config;
+mod disk;
+mod error;
+mod group;
+mod health;
+mod name;
+mod placement;
+mod plan;
+mod pool;
+mod volume;
+
+#[cfg(feature = "engine")]
+mod backend;
+#[cfg(feature = "engine")]
+pub mod exec;
+#[cfg(feature = "engine")]
+mod service;
+
+pub use bytes::{Bytes, ParseBytesError};
+pub use class::ClassParameters;
+pub use disk::{Disk, DiskKind, Medium, NotBare, Signature};
+pub use error::{BackendFailure, Error, NoCapacity, Result};
+pub use group::{DEFAULT_RESERVE, DeviceGroup, PoolFigures, REALLY_FREE};
+pub use health::Health;
+pub use name::{GroupName, VOLUME_PREFIX, VolumeId, VolumeName};
+pub use placement::{MostRoom, Placement, candidates};
+pub use plan::{PlanStep, PlannedDisk};
+pub use pool::PoolShape;
+pub use volume::{FsType, GroupSelector, SizeRange, Volume, VolumeRequest, VolumeType};
+
+#[cfg(feature = "engine")]
+pub use backend::{Capabilities, Recovery, VolumeBackend};
+#[cfg(feature = "engine")]
+pub use service::{Room, VolumeService};

@@ -1,0 +1,102 @@
+//! The seam to storage: what a kind of storage can do on this node.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+
+use crate::{
+    DeviceGroup, Disk, FsType, GroupName, PlanStep, Result, SizeRange, Volume, VolumeId, VolumeName, VolumeRequest,
+    VolumeType,
+};
+
+/// What a backend can do beyond the life of a volume. What isn't declared is not asked of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Volumes grow.
+    pub expand: bool,
+    /// Its volumes' devices are real block devices that can be formatted and mounted.
+    pub block_devices: bool,
+}
+
+/// What start-up recovery did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// What was finished or undone, in words.
+    pub mended: Vec<String>,
+    /// What it left alone for a person, with what to do.
+    pub for_a_person: Vec<String>,
+}
+
+/// A kind of storage on this node.
+///
+/// Every call is idempotent: volumes by their name, steps by their disks. A call that was cut at any
+/// point, by a crash or a fault, leaves something that the next call or [`VolumeBackend::recover`]
+/// finishes or undoes. The engine calls `create`, `expand`, `delete`, `record_format` and `apply` of
+/// one group one at a time; everything else may be called at any moment.
+#[async_trait]
+pub trait VolumeBackend: Send + Sync + 'static {
+    /// The kind of volumes it makes.
+    fn volume_type(&self) -> VolumeType;
+
+    /// What it can do beyond the life of a volume.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The disks of this node, those in its groups included.
+    async fn disks(&self) -> Result<Vec<Disk>>;
+
+    /// Its groups with their figures.
+    async fn groups(&self) -> Result<Vec<DeviceGroup>>;
+
+    /// Takes one step of a plan. Each disk is checked once more at this moment: that it is the same
+    /// disk, and bare.
+    ///
+    /// # Errors
+    /// [`crate::Error::Precondition`] if a disk is no longer bare or no longer the same; nothing was
+    /// claimed then.
+    async fn apply(&self, step: &PlanStep) -> Result<()>;
+
+    /// Finds what a crash left half done, and finishes or undoes what it can be sure of. Runs before
+    /// anything else is asked.
+    async fn recover(&self) -> Result<Recovery>;
+
+    /// Makes a volume in a group, or answers with the one of this name if it fits the request. Room is
+    /// checked by [`DeviceGroup::admit`] here, where nothing else changes the group.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoCapacity`], [`crate::Error::OutOfRange`], [`crate::Error::AlreadyExists`]; after
+    /// these nothing of the volume is left.
+    async fn create(&self, group: &GroupName, request: &VolumeRequest) -> Result<Volume>;
+
+    /// Grows a volume to a size in the range; one that is large enough stays as it is.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotFound`], [`crate::Error::NoCapacity`], [`crate::Error::OutOfRange`].
+    async fn expand(&self, id: &VolumeId, size: SizeRange) -> Result<Volume>;
+
+    /// Removes a volume of ours; one that is not there is removed already.
+    ///
+    /// # Errors
+    /// [`crate::Error::InUse`] while its device is open.
+    async fn delete(&self, id: &VolumeId) -> Result<()>;
+
+    /// Every volume of ours, ordered by id.
+    async fn list(&self) -> Result<Vec<Volume>>;
+
+    /// The volume of this id, if it is there.
+    async fn get(&self, id: &VolumeId) -> Result<Option<Volume>>;
+
+    /// The volume that was asked for by this name, if it is there.
+    async fn find(&self, name: &VolumeName) -> Result<Option<Volume>>;
+
+    /// Makes the volume's device node available on this node and says where it is.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotFound`], [`crate::Error::Unsupported`] where there is no block device.
+    async fn attach(&self, id: &VolumeId) -> Result<PathBuf>;
+
+    /// The volume's device node is no longer needed; where it costs nothing to keep, it stays.
+    async fn detach(&self, id: &VolumeId) -> Result<()>;
+
+    /// Records that the volume is about to be formatted for the first time, before mkfs starts.
+    async fn record_format(&self, id: &VolumeId, fs: FsType) -> Result<()>;
+}

@@ -1,0 +1,219 @@
+//! Device groups: what they hold, what a volume costs there, and what is admitted.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Bytes, Error, GroupName, GroupSelector, Health, Medium, NoCapacity, PoolShape, Result, VolumeType};
+
+/// Space that admission leaves really free after a new volume, beside the reserve.
+pub const REALLY_FREE: Bytes = Bytes::GIB;
+
+/// The part of a group's size that is never promised, unless configured otherwise.
+pub const DEFAULT_RESERVE: Bytes = Bytes::gib(10);
+
+/// A device group of a node and its figures at one moment.
+///
+/// The figures belong together: they come from one report of the storage, so that a decision made on
+/// them can be right.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceGroup {
+    /// Its name.
+    pub name: GroupName,
+    /// The kind of volumes it takes.
+    pub volume_type: VolumeType,
+    /// What its disks are made of.
+    pub medium: Medium,
+    /// Its size as the storage reports it.
+    pub size: Bytes,
+    /// What the storage has not allocated to anything.
+    pub free: Bytes,
+    /// The sum of the sizes of its volumes, those that are not ours included.
+    pub volumes_size: Bytes,
+    /// How many volumes it holds.
+    pub volumes: u64,
+    /// How many more volumes its bookkeeping has room for.
+    pub volumes_left: u64,
+    /// The unit of allocation.
+    pub extent: Bytes,
+    /// The spare that the group keeps for the repair of a pool's metadata: as large as the largest.
+    pub metadata_spare: Bytes,
+    /// The part of its size that is never promised.
+    pub reserve: Bytes,
+    /// The kernel names of its disks.
+    pub disks: Vec<String>,
+    /// Its state.
+    pub health: Health,
+}
+
+impl DeviceGroup {
+    /// Whether a request may be met here at all, whatever the room.
+    #[must_use]
+    pub fn matches(&self, volume_type: VolumeType, selector: &GroupSelector) -> bool {
+        self.volume_type == volume_type
+            && match selector {
+                GroupSelector::Any => true,
+                GroupSelector::Medium(medium) => self.medium == *medium,
+                GroupSelector::Named(name) => self.name == *name,
+            }
+    }
+
+    /// The size that the doors in GiB show: rounded up to a whole GiB.
+    #[must_use]
+    pub fn capacity(&self) -> Bytes {
+        Bytes::gib(self.size.ceil_gib())
+    }
+
+    /// What may still be promised: capacity less the reserve and the volumes, and no more than what
+    /// is really free beyond 1 GiB.
+    #[must_use]
+    pub fn available(&self) -> Bytes {
+        self.promise().min(self.free.saturating_sub(REALLY_FREE))
+    }
+
+    /// Whole GiB that may still be promised: what the doors in GiB show as allocatable.
+    #[must_use]
+    pub fn allocatable_gib(&self) -> u64 {
+        self.available().floor_gib()
+    }
+
+    /// What the sum of volume sizes may still grow by.
+    fn promise(&self) -> Bytes {
+        self.capacity().saturating_sub(self.reserve).saturating_sub(self.volumes_size)
+    }
+
+    /// What a new volume takes from the group's free space: its size in whole extents, its pool's
+    /// metadata, and the growth of the metadata spare.
+    ///
+    /// `None` if the size is beyond what can be written down.
+    #[must_use]
+    pub fn footprint(&self, size: Bytes, may_grow_to: Option<Bytes>) -> Option<Bytes> {
+        let size = size.checked_round_up(self.extent)?;
+        let metadata = PoolShape::for_volume(size, may_grow_to).metadata(size, self.extent)?;
+        size.checked_add(metadata)?.checked_add(metadata.saturating_sub(self.metadata_spare))
+    }
+
+    /// What growing a volume takes from the group's free space: the added extents, the growth of its
+    /// pool's metadata and of the metadata spare.
+    ///
+    /// `None` if the size is beyond what can be written down.
+    #[must_use]
+    pub fn growth_footprint(&self, pool: &PoolFigures, size: Bytes) -> Option<Bytes> {
+        let size = size.checked_round_up(self.extent)?;
+        let metadata = pool.shape.metadata(size, self.extent)?.max(pool.metadata);
+        size.saturating_sub(pool.data)
+            .checked_add(metadata.saturating_sub(pool.metadata))?
+            .checked_add(metadata.saturating_sub(self.metadata_spare))
+    }
+
+    /// Whether a new volume of this size fits, by the two rules of admission: the sum of volume sizes
+    /// stays within the capacity less the reserve, and at least 1 GiB is really free after its footprint.
+    ///
+    /// # Errors
+    /// [`Error::Unhealthy`] if the group takes no volumes, [`Error::NoCapacity`] with the largest size
+    /// that would be admitted.
+    pub fn admit(&self, size: Bytes, may_grow_to: Option<Bytes>) -> Result<()> {
+        if let Health::Failed { evidence } = &self.health {
+            return Err(Error::Unhealthy(format!("group {} takes no new volumes: {evidence}", self.name)));
+        }
+        if self.volumes_left == 0 {
+            return Err(self.no_room(
+                size,
+                Bytes::ZERO,
+                format!("its bookkeeping is full with {} volumes; delete some, or use another group", self.volumes),
+            ));
+        }
+        if self.fits(size, may_grow_to) {
+            return Ok(());
+        }
+        Err(self.no_room(size, self.largest(may_grow_to), self.room_detail()))
+    }
+
+    /// Whether a volume may grow to this size.
+    ///
+    /// # Errors
+    /// As [`DeviceGroup::admit`].
+    pub fn admit_growth(&self, pool: &PoolFigures, from: Bytes, to: Bytes) -> Result<()> {
+        if let Health::Failed { evidence } = &self.health {
+            return Err(Error::Unhealthy(format!("group {} lets no volume grow: {evidence}", self.name)));
+        }
+        let fits = |to: Bytes| {
+            let added = to.checked_round_up(self.extent).map(|to| to.saturating_sub(from));
+            let footprint = self.growth_footprint(pool, to);
+            added.is_some_and(|added| added <= self.promise())
+                && footprint
+                    .is_some_and(|f| f.is_zero() || self.free.checked_sub(f).is_some_and(|left| left >= REALLY_FREE))
+        };
+        if fits(to) {
+            return Ok(());
+        }
+        // Growth keeps the chunk, so what fits is monotonous in the size.
+        let largest = largest_where(from, from.saturating_add(self.free), self.extent, fits);
+        Err(self.no_room(to, largest, self.room_detail()))
+    }
+
+    /// The largest size that [`DeviceGroup::admit`] takes for a new volume; zero if none.
+    #[must_use]
+    pub fn largest(&self, may_grow_to: Option<Bytes>) -> Bytes {
+        if self.health.is_failed() || self.volumes_left == 0 {
+            return Bytes::ZERO;
+        }
+        // Within one shape of the pool the footprint rises with the size; from one shape to the next it
+        // falls. So each shape is searched on its own.
+        let ceiling = self.available();
+        PoolShape::regimes(may_grow_to, ceiling)
+            .into_iter()
+            .map(|(from, to)| largest_where(from, to.min(ceiling), self.extent, |size| self.fits(size, may_grow_to)))
+            .max()
+            .unwrap_or_default()
+    }
+
+    fn fits(&self, size: Bytes, may_grow_to: Option<Bytes>) -> bool {
+        let Some(rounded) = size.checked_round_up(self.extent) else { return false };
+        rounded <= self.promise()
+            && self
+                .footprint(rounded, may_grow_to)
+                .and_then(|footprint| self.free.checked_sub(footprint))
+                .is_some_and(|left| left >= REALLY_FREE)
+    }
+
+    fn no_room(&self, asked: Bytes, available: Bytes, detail: String) -> Error {
+        NoCapacity { asked, available, group: Some(self.name.clone()), detail }.into()
+    }
+
+    fn room_detail(&self) -> String {
+        format!(
+            "{} of {} free, {} promised to {} volumes, {} kept in reserve; add a disk, delete volumes or ask for less",
+            self.free, self.size, self.volumes_size, self.volumes, self.reserve
+        )
+    }
+}
+
+/// What a pool has, for reckoning its growth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolFigures {
+    /// The size of its data.
+    pub data: Bytes,
+    /// The size of its metadata.
+    pub metadata: Bytes,
+    /// Its chunk size, which never changes.
+    pub shape: PoolShape,
+}
+
+/// The largest multiple of `extent` in `from..=to` that `fits`, zero if none does; `fits` must hold up
+/// to some size and fail from there on.
+fn largest_where(from: Bytes, to: Bytes, extent: Bytes, fits: impl Fn(Bytes) -> bool) -> Bytes {
+    let unit = extent.get().max(1);
+    let size = |n: u64| Bytes(n.saturating_mul(unit));
+    let (mut low, mut high) = (from.get().div_ceil(unit).max(1), to.get() / unit);
+    if low > high || !fits(size(low)) {
+        return Bytes::ZERO;
+    }
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(size(middle)) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    size(low)
+}

@@ -1,0 +1,61 @@
+//! The seam to the frontends: the life of volumes as a CSI driver needs it.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::Serialize;
+
+use crate::{Bytes, FsType, GroupSelector, Result, SizeRange, Volume, VolumeId, VolumeRequest, VolumeType};
+
+/// The room for new volumes of some kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Room {
+    /// The bytes that may still be promised, over all groups that match.
+    pub available: Bytes,
+    /// The largest volume that one of them would admit now.
+    pub largest: Bytes,
+    /// The smallest volume that can be made.
+    pub smallest: Bytes,
+}
+
+/// The volume life cycle. In one process it is the [`crate::Engine`]; in a cluster's controller it
+/// works through resources and the engine runs on the node.
+///
+/// Every call may be repeated. A call for a volume whose earlier call is still running is answered
+/// with [`crate::Error::Busy`]; an operation outlives its caller, and its error is kept for the next
+/// call of that name.
+#[async_trait]
+pub trait VolumeService: Send + Sync + 'static {
+    /// Makes a volume, or answers with the one of this name if it fits the request.
+    async fn create(&self, request: VolumeRequest) -> Result<Volume>;
+
+    /// Removes a volume; one that is not there is removed already.
+    async fn delete(&self, id: &VolumeId) -> Result<()>;
+
+    /// Grows a volume to a size in the range.
+    async fn expand(&self, id: &VolumeId, size: SizeRange) -> Result<Volume>;
+
+    /// The volume of this id.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotFound`] if there is none.
+    async fn get(&self, id: &VolumeId) -> Result<Volume>;
+
+    /// Every volume, ordered by id.
+    async fn list(&self) -> Result<Vec<Volume>>;
+
+    /// The room for new volumes of this type in the groups that match.
+    async fn room(&self, volume_type: VolumeType, group: &GroupSelector) -> Result<Room>;
+
+    /// How many volumes this node can hold in all, where there is a ceiling.
+    async fn max_volumes(&self) -> Result<Option<u64>>;
+
+    /// Makes the volume's device node available on this node and says where it is.
+    async fn attach(&self, id: &VolumeId) -> Result<PathBuf>;
+
+    /// The volume's device node is no longer needed on this node.
+    async fn detach(&self, id: &VolumeId) -> Result<()>;
+
+    /// Records that the volume is about to be formatted for the first time, before mkfs starts.
+    async fn record_format(&self, id: &VolumeId, fs: FsType) -> Result<()>;
+}
