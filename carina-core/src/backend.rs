@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 
 use crate::{
-    DeviceGroup, Disk, FsType, GroupName, PlanStep, Result, SizeRange, Volume, VolumeId, VolumeName, VolumeRequest,
-    VolumeType,
+    DeviceGroup, Disk, FormatRecord, GroupName, PlanStep, Result, SizeRange, Volume, VolumeId, VolumeName,
+    VolumeRequest, VolumeType,
 };
 
 /// What a backend can do beyond the life of a volume. What isn't declared is not asked of it.
@@ -97,6 +97,6 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// The volume's device node is no longer needed; where it costs nothing to keep, it stays.
     async fn detach(&self, id: &VolumeId) -> Result<()>;
 
-    /// Records that the volume is about to be formatted for the first time, before mkfs starts.
-    async fn record_format(&self, id: &VolumeId, fs: FsType) -> Result<()>;
+    /// Records what the volume is about to be handed out as; it must be on stable storage on return.
+    async fn record_format(&self, id: &VolumeId, record: FormatRecord) -> Result<()>;
 }

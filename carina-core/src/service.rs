@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use serde::Serialize;
 
-use crate::{Bytes, FsType, GroupSelector, Result, SizeRange, Volume, VolumeId, VolumeRequest, VolumeType};
+use crate::{Bytes, FormatRecord, GroupSelector, Result, SizeRange, Volume, VolumeId, VolumeRequest, VolumeType};
 
 /// The room for new volumes of some kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -56,6 +56,6 @@ pub trait VolumeService: Send + Sync + 'static {
     /// The volume's device node is no longer needed on this node.
     async fn detach(&self, id: &VolumeId) -> Result<()>;
 
-    /// Records that the volume is about to be formatted for the first time, before mkfs starts.
-    async fn record_format(&self, id: &VolumeId, fs: FsType) -> Result<()>;
+    /// Records what the volume is about to be handed out as; it must be on stable storage on return.
+    async fn record_format(&self, id: &VolumeId, record: FormatRecord) -> Result<()>;
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Error, GroupName, Health, Medium, Result, VolumeId, VolumeName};
+use crate::{Bytes, Error, FormatRecord, GroupName, Health, Medium, Result, VolumeId, VolumeName};
 
 /// The kind of storage under a volume: `carina.storage.io/volume-type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -257,8 +257,8 @@ pub struct Volume {
     pub volume_type: VolumeType,
     /// Raw only: whether the disk is its alone.
     pub exclusive: bool,
-    /// The filesystem that was recorded before it was first formatted; `None` if it never was.
-    pub formatted: Option<FsType>,
+    /// What it was last handed out as; `None` if nobody has had it.
+    pub formatted: Option<FormatRecord>,
     /// Its device node while it is attached.
     pub device: Option<PathBuf>,
     /// The bytes in use as the storage counts them, where it does.
