@@ -22,9 +22,13 @@ mod volume;
 #[cfg(feature = "engine")]
 mod backend;
 #[cfg(feature = "engine")]
+mod engine;
+#[cfg(feature = "engine")]
 pub mod exec;
 #[cfg(feature = "engine")]
 mod service;
+#[cfg(feature = "sim")]
+pub mod sim;
 
 pub use bytes::{Bytes, ParseBytesError};
 pub use class::ClassParameters;
@@ -41,5 +45,7 @@ pub use volume::{FsType, GroupSelector, SizeRange, Volume, VolumeRequest, Volume
 
 #[cfg(feature = "engine")]
 pub use backend::{Capabilities, Recovery, VolumeBackend};
+#[cfg(feature = "engine")]
+pub use engine::{Engine, Retry};
 #[cfg(feature = "engine")]
 pub use service::{Room, VolumeService};

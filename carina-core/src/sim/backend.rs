@@ -1,0 +1,377 @@
+//! One run of the simulated backend.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::fault::{Fault, SimOperation};
+use super::loop_device;
+use super::node::{SimNode, SimVolume, State};
+use crate::exec::CommandRunner;
+use crate::{
+    BackendFailure, Bytes, Capabilities, DeviceGroup, Disk, Error, FormatRecord, GroupName, PlanStep, PoolShape,
+    Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType,
+};
+
+/// How long a hanging operation hangs before its deadline ends it.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// One run of the simulated backend over a node.
+pub struct SimBackend {
+    node: Arc<SimNode>,
+    /// Makes loop devices of volumes; without it, volumes have no device.
+    runner: Option<Arc<dyn CommandRunner>>,
+    crashed: AtomicBool,
+}
+
+impl SimBackend {
+    /// A run over the node, with volumes that have no block device.
+    #[must_use]
+    pub fn new(node: Arc<SimNode>) -> Self {
+        Self { node, runner: None, crashed: AtomicBool::new(false) }
+    }
+
+    /// A run over a node that is kept in a folder, whose volumes are loop devices while attached: needs
+    /// root and `losetup`.
+    #[must_use]
+    pub fn with_loop_devices(node: Arc<SimNode>, runner: Arc<dyn CommandRunner>) -> Self {
+        Self { node, runner: Some(runner), crashed: AtomicBool::new(false) }
+    }
+
+    /// Begins an operation: takes its fault, and lets the faults that come first happen.
+    async fn begin(&self, operation: SimOperation, what: &str) -> Result<Course> {
+        let fault = {
+            let mut state = self.alive(what)?;
+            state.script.take(operation)
+        };
+        let mut course = Course { crash_after: None, fail_after: None };
+        match fault {
+            None => {}
+            Some(Fault::FailBefore { transient }) => return Err(failure(what, "an injected failure", transient)),
+            Some(Fault::Hang) => {
+                tokio::time::sleep(DEADLINE).await;
+                return Err(Error::TimedOut(format!("{what}: no answer within {DEADLINE:?} (an injected hang)")));
+            }
+            Some(Fault::FailAfter { transient }) => course.fail_after = Some(transient),
+            Some(Fault::Crash { after_steps }) => course.crash_after = Some(after_steps),
+        }
+        self.step(&mut course, what).await?;
+        Ok(course)
+    }
+
+    /// Between two steps: time passes, and a crash that is due happens.
+    async fn step(&self, course: &mut Course, what: &str) -> Result<()> {
+        match &mut course.crash_after {
+            Some(0) => {
+                self.crashed.store(true, Ordering::Relaxed);
+                return Err(failure(what, "an injected crash", false));
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        let latency = self.alive(what)?.latency;
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        Ok(())
+    }
+
+    /// The node's state, unless this run has crashed.
+    fn alive(&self, what: &str) -> Result<std::sync::MutexGuard<'_, State>> {
+        if self.crashed.load(Ordering::Relaxed) {
+            return Err(failure(what, "this run has crashed; start another over the node", false));
+        }
+        Ok(self.node.lock())
+    }
+
+    /// The sparse file of a volume that has devices, and what makes them.
+    fn file(&self, id: &VolumeId) -> Option<(PathBuf, &dyn CommandRunner)> {
+        let runner = self.runner.as_deref()?;
+        Some((self.node.lock().data(id)?, runner))
+    }
+}
+
+/// What will happen to an operation on its way.
+struct Course {
+    crash_after: Option<u32>,
+    fail_after: Option<bool>,
+}
+
+impl Course {
+    fn end<T>(self, what: &str, result: T) -> Result<T> {
+        match self.fail_after {
+            Some(transient) => Err(failure(what, "an injected failure after the work was done", transient)),
+            None => Ok(result),
+        }
+    }
+}
+
+fn failure(what: &str, message: &str, transient: bool) -> Error {
+    BackendFailure {
+        operation: what.to_owned(),
+        program: "sim".to_owned(),
+        status: None,
+        message: message.to_owned(),
+        transient,
+    }
+    .into()
+}
+
+fn not_found(id: &VolumeId) -> Error {
+    Error::NotFound(format!("there is no volume {id} on the simulated disks"))
+}
+
+/// The id of a volume here: the plain one where it is within what CSI lets an id have.
+fn id_for(name: &VolumeName) -> VolumeId {
+    let plain = VolumeId::plain(name);
+    if plain.as_str().len() <= 128 { plain } else { VolumeId::hashed(name) }
+}
+
+#[async_trait]
+impl VolumeBackend for SimBackend {
+    fn volume_type(&self) -> VolumeType {
+        VolumeType::Lvm
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { expand: true, block_devices: self.runner.is_some() }
+    }
+
+    async fn disks(&self) -> Result<Vec<Disk>> {
+        Ok(self.alive("list disks")?.disks())
+    }
+
+    async fn groups(&self) -> Result<Vec<DeviceGroup>> {
+        Ok(self.alive("list groups")?.groups())
+    }
+
+    async fn apply(&self, step: &PlanStep) -> Result<()> {
+        let what = step.to_string();
+        let course = self.begin(SimOperation::Apply, &what).await?;
+        {
+            let mut state = self.alive(&what)?;
+            let disks = state.disks();
+            let mut names = Vec::new();
+            for planned in step.disks() {
+                let Some(disk) = disks.iter().find(|disk| disk.name == planned.name) else {
+                    return Err(Error::Precondition(format!("{what}: disk {} is gone", planned.name)));
+                };
+                if disk.group.as_ref() == Some(step.group()) {
+                    continue;
+                }
+                if disk.size != planned.size || disk.ids != planned.ids {
+                    return Err(Error::Precondition(format!("{what}: disk {} is another one by now", planned.name)));
+                }
+                if let Some(reason) = disk.not_bare(Bytes::ZERO).first() {
+                    return Err(Error::Precondition(format!("{what}: disk {} is not bare: {reason}", planned.name)));
+                }
+                names.push(planned.name.as_str());
+            }
+            let medium = match step {
+                PlanStep::CreateGroup { medium, .. } => *medium,
+                PlanStep::GrowGroup { group, .. } => state
+                    .medium(group)
+                    .ok_or_else(|| Error::Precondition(format!("{what}: there is no group {group}")))?,
+            };
+            state.claim(&names, step.group(), medium)?;
+        }
+        course.end(&what, ())
+    }
+
+    async fn recover(&self) -> Result<Recovery> {
+        let mut state = self.alive("recover")?;
+        let mut recovery = Recovery::default();
+        let halves: Vec<SimVolume> = state.volumes.values().filter(|v| v.size.is_none()).cloned().collect();
+        for half in halves {
+            state.remove(&half.id)?;
+            recovery.mended.push(format!("{}: its pool had no volume and was removed", half.id));
+        }
+        Ok(recovery)
+    }
+
+    async fn create(&self, group: &GroupName, request: &VolumeRequest) -> Result<Volume> {
+        let id = id_for(&request.name);
+        let what = format!("create {id} in {group}");
+        let mut course = self.begin(SimOperation::Create, &what).await?;
+        {
+            let mut state = self.alive(&what)?;
+            let figures = state
+                .group(group)
+                .ok_or_else(|| Error::Precondition(format!("{what}: there is no group {group} on this node")))?;
+            if let Some(there) = state.volumes.get(&id).cloned() {
+                match state.volume(&there) {
+                    Some(volume) => {
+                        let medium = state.medium(&volume.group).unwrap_or(figures.medium);
+                        request.check_existing(&volume, medium)?;
+                        return Ok(volume);
+                    }
+                    // Half made by an earlier try: made anew, in case the size differs.
+                    None => state.remove(&id)?,
+                }
+            }
+            let figures = state.group(group).unwrap_or(figures);
+            let size = request.size.in_extents(figures.extent)?;
+            figures.admit(size, request.may_grow_to)?;
+            let shape = PoolShape::for_volume(size, request.may_grow_to);
+            let metadata = shape
+                .metadata(size, figures.extent)
+                .ok_or_else(|| Error::OutOfRange(format!("{size} is more than a volume can have")))?;
+            state.put(SimVolume {
+                id: id.clone(),
+                name: request.name.clone(),
+                group: group.clone(),
+                shape,
+                pool: size,
+                metadata,
+                size: None,
+                formatted: None,
+            })?;
+        }
+        self.step(&mut course, &what).await?;
+        let volume = {
+            let mut state = self.alive(&what)?;
+            let mut half = state.volumes.get(&id).cloned().ok_or_else(|| not_found(&id))?;
+            half.size = Some(half.pool);
+            state.put(half.clone())?;
+            state.volume(&half).ok_or_else(|| not_found(&id))?
+        };
+        self.step(&mut course, &what).await?;
+        course.end(&what, volume)
+    }
+
+    async fn expand(&self, id: &VolumeId, size: SizeRange) -> Result<Volume> {
+        let what = format!("expand {id}");
+        let mut course = self.begin(SimOperation::Expand, &what).await?;
+        let to = {
+            let mut state = self.alive(&what)?;
+            let mut volume = state.volumes.get(id).cloned().ok_or_else(|| not_found(id))?;
+            let now = volume.size.ok_or_else(|| not_found(id))?;
+            if now >= size.required() {
+                let whole = state.volume(&volume).ok_or_else(|| not_found(id))?;
+                return if size.contains(now) { Ok(whole) } else { Err(larger_already(id, now, size)) };
+            }
+            let figures = state.group(&volume.group).ok_or_else(|| not_found(id))?;
+            let to = size.in_extents(figures.extent)?;
+            let pool = volume.pool_figures();
+            if volume.pool < to {
+                figures.admit_growth(&pool, volume.pool, to)?;
+                volume.metadata = pool.shape.metadata(to, figures.extent).unwrap_or(pool.metadata).max(pool.metadata);
+                volume.pool = to;
+                state.put(volume)?;
+            }
+            to
+        };
+        self.step(&mut course, &what).await?;
+        if let Some((file, runner)) = self.file(id)
+            && file.exists()
+        {
+            set_length(&file, to)?;
+            loop_device::resize(runner, &file).await?;
+        }
+        let volume = {
+            let mut state = self.alive(&what)?;
+            let mut volume = state.volumes.get(id).cloned().ok_or_else(|| not_found(id))?;
+            volume.size = Some(to);
+            state.put(volume.clone())?;
+            state.volume(&volume).ok_or_else(|| not_found(id))?
+        };
+        self.step(&mut course, &what).await?;
+        course.end(&what, volume)
+    }
+
+    async fn delete(&self, id: &VolumeId) -> Result<()> {
+        let what = format!("delete {id}");
+        let mut course = self.begin(SimOperation::Delete, &what).await?;
+        if let Some((file, runner)) = self.file(id) {
+            if loop_device::in_use(&file) {
+                return Err(Error::InUse(format!(
+                    "volume {id} is mounted or held open; unmount it (unstage it) before it is deleted"
+                )));
+            }
+            loop_device::detach(runner, &file).await?;
+        }
+        {
+            let mut state = self.alive(&what)?;
+            let Some(mut volume) = state.volumes.get(id).cloned() else { return course.end(&what, ()) };
+            volume.size = None;
+            state.put(volume)?;
+        }
+        self.step(&mut course, &what).await?;
+        self.alive(&what)?.remove(id)?;
+        self.step(&mut course, &what).await?;
+        course.end(&what, ())
+    }
+
+    async fn list(&self) -> Result<Vec<Volume>> {
+        let state = self.alive("list volumes")?;
+        Ok(state.volumes.values().filter_map(|volume| state.volume(volume)).collect())
+    }
+
+    async fn get(&self, id: &VolumeId) -> Result<Option<Volume>> {
+        let volume = {
+            let state = self.alive("get a volume")?;
+            state.volumes.get(id).and_then(|volume| state.volume(volume))
+        };
+        Ok(volume.map(|mut volume| {
+            volume.device = self.file(id).and_then(|(file, _)| loop_device::find(&file));
+            volume
+        }))
+    }
+
+    async fn find(&self, name: &VolumeName) -> Result<Option<Volume>> {
+        self.get(&id_for(name)).await
+    }
+
+    async fn attach(&self, id: &VolumeId) -> Result<PathBuf> {
+        let volume = self.get(id).await?.ok_or_else(|| not_found(id))?;
+        let Some((file, runner)) = self.file(id) else {
+            // No block device, but a name that an in-memory mounter can tell volumes apart by.
+            return Ok(PathBuf::from("/dev/simulated").join(id.as_str()));
+        };
+        set_length(&file, volume.size)?;
+        loop_device::attach(runner, &file).await
+    }
+
+    async fn detach(&self, id: &VolumeId) -> Result<()> {
+        match self.file(id) {
+            Some((file, _)) if loop_device::in_use(&file) => {
+                Err(Error::InUse(format!("volume {id} is still mounted or held open")))
+            }
+            Some((file, runner)) => loop_device::detach(runner, &file).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn record_format(&self, id: &VolumeId, record: FormatRecord) -> Result<()> {
+        let what = format!("record the format of {id}");
+        let course = self.begin(SimOperation::RecordFormat, &what).await?;
+        {
+            let mut state = self.alive(&what)?;
+            let mut volume = state.volumes.get(id).cloned().ok_or_else(|| not_found(id))?;
+            volume.formatted = Some(record);
+            state.put(volume)?;
+        }
+        course.end(&what, ())
+    }
+}
+
+/// The error for an expansion whose limit is below what the volume has.
+fn larger_already(id: &VolumeId, now: Bytes, asked: SizeRange) -> Error {
+    Error::OutOfRange(format!(
+        "volume {id} has {now} already, above the limit of {}; volumes don't shrink",
+        asked.limit().unwrap_or(now)
+    ))
+}
+
+/// Makes the sparse file as long as the volume; never shorter than it is.
+fn set_length(file: &std::path::Path, size: Bytes) -> Result<()> {
+    let io = |e: std::io::Error| Error::io("size the file of a simulated volume", file, &e);
+    let handle = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(file).map_err(io)?;
+    if handle.metadata().map_err(io)?.len() < size.get() {
+        handle.set_len(size.get()).map_err(io)?;
+    }
+    Ok(())
+}
