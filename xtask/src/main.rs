@@ -1,3 +1,49 @@
-//! The chores of Carina.
+//! The chores of Carina, run as `cargo xtask CHORE`.
 
-fn main() {}
+mod accel;
+mod archive;
+mod backplane;
+mod disk;
+mod error;
+mod image;
+mod machine;
+mod packages;
+mod qmp;
+mod quantity;
+mod self_test;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The chores of Carina.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Run a command in a virtual machine with a stock kernel and disks of choice.
+    Vm(Box<vm::Vm>),
+    /// Prove that the virtual machine does what tests rely on.
+    VmSelfTest(self_test::SelfTest),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().chore {
+        Chore::Vm(vm) => vm.run(),
+        Chore::VmSelfTest(test) => test.run(),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
