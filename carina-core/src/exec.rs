@@ -197,14 +197,11 @@ impl CommandRunner for ProcessRunner {
                 }
             };
             let ((), stdout, stderr) = tokio::join!(feed, capture(stdout), capture(stderr));
-            (stdout, stderr)
+            (stdout, stderr, child.wait().await)
         };
-        if let Ok((stdout, stderr)) = tokio::time::timeout(command.deadline, work).await
-            && let Ok(status) = tokio::time::timeout(KILL_GRACE, child.wait()).await
-        {
-            let status = status.map_err(|e| io(&e))?;
+        if let Ok((stdout, stderr, status)) = tokio::time::timeout(command.deadline, work).await {
             return Ok(Output {
-                status: exit_status(status),
+                status: exit_status(status.map_err(|e| io(&e))?),
                 stdout: stdout.map_err(|e| io(&e))?,
                 stderr: String::from_utf8_lossy(&stderr.map_err(|e| io(&e))?).into_owned(),
             });

@@ -217,3 +217,125 @@ fn largest_where(from: Bytes, to: Bytes, extent: Bytes, fits: impl Fn(Bytes) -> 
     }
     size(low)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn group(size: Bytes) -> DeviceGroup {
+        DeviceGroup {
+            name: GroupName::ssd(),
+            volume_type: VolumeType::Lvm,
+            medium: Medium::Ssd,
+            size,
+            free: size,
+            volumes_size: Bytes::ZERO,
+            volumes: 0,
+            volumes_left: 100,
+            extent: Bytes::mib(4),
+            metadata_spare: Bytes::ZERO,
+            reserve: DEFAULT_RESERVE,
+            disks: vec!["sdb".to_owned()],
+            health: Health::Ok,
+        }
+    }
+
+    #[test]
+    fn two_disks_of_80_gib_show_160_and_150() {
+        let group = group(Bytes(160 * (1 << 30) - (136 << 20)));
+        assert_eq!((group.capacity().ceil_gib(), group.allocatable_gib()), (160, 150));
+        // What is promised can be had, in one volume or in many: the reserve pays for the metadata.
+        assert_eq!(group.largest(None), Bytes::gib(150));
+    }
+
+    #[test]
+    fn a_volume_that_fits_exactly_is_admitted_and_one_extent_more_is_not() {
+        let group = group(Bytes::gib(40));
+        assert_eq!(group.admit(Bytes::gib(30), None), Ok(()));
+        let error = group.admit(Bytes::gib(30).saturating_add(Bytes(1)), None).unwrap_err();
+        let Error::NoCapacity(no_capacity) = error else { panic!("{error}") };
+        assert_eq!(no_capacity.available, Bytes::gib(30));
+    }
+
+    #[test]
+    fn really_free_space_is_kept_when_metadata_outgrows_the_reserve() {
+        let group = DeviceGroup { free: Bytes::gib(3), ..group(Bytes::gib(100)) };
+        assert!(group.admit(Bytes::gib(2), None).is_err(), "its metadata would eat into the last GiB");
+        assert!(group.admit(Bytes::mib(2040), None).is_ok());
+    }
+
+    #[test]
+    fn a_failed_or_full_group_takes_nothing() {
+        let failed = DeviceGroup { health: Health::Failed { evidence: "gone".to_owned() }, ..group(Bytes::gib(100)) };
+        assert!(matches!(failed.admit(Bytes::GIB, None), Err(Error::Unhealthy(_))));
+        assert_eq!(failed.largest(None), Bytes::ZERO);
+        let full = DeviceGroup { volumes_left: 0, ..group(Bytes::gib(100)) };
+        assert!(matches!(full.admit(Bytes::GIB, None), Err(Error::NoCapacity(_))));
+    }
+
+    #[test]
+    fn sizes_beyond_everything_are_refused_and_do_not_wrap() {
+        let group = group(Bytes::MAX);
+        for size in [Bytes::MAX, Bytes(u64::MAX - 1)] {
+            assert!(group.admit(size, None).is_err());
+            assert!(group.admit(size, Some(Bytes::MAX)).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_largest_is_admitted_and_no_multiple_above_it(
+            size in 1u64..3_000, free in 0u64..3_000, taken in 0u64..3_000, spare in 0u64..129,
+            limit in prop::option::of(1u64..5_000),
+        ) {
+            let size = Bytes::gib(size);
+            let group = DeviceGroup {
+                free: Bytes::gib(free).min(size),
+                volumes_size: Bytes::gib(taken),
+                metadata_spare: Bytes::mib(spare).round_down(Bytes::mib(4)),
+                ..group(size)
+            };
+            let limit = limit.map(Bytes::gib);
+            let largest = group.largest(limit);
+            prop_assert!(largest.is_zero() || group.admit(largest, limit).is_ok());
+            // Metadata falls where the chunk doubles, so sizes well above must be looked at, not just the next.
+            for step in (1..64).chain((64..40_000).step_by(61)) {
+                let above = largest.saturating_add(Bytes::mib(4 * step));
+                prop_assert!(group.admit(above, limit).is_err(), "{} is admitted above {}", above, largest);
+            }
+        }
+
+        #[test]
+        fn growth_that_is_admitted_leaves_a_gib_and_keeps_the_promise(
+            size in 11u64..3_000, data in 1u64..200, to in 1u64..4_000,
+        ) {
+            let data = Bytes::gib(data);
+            let shape = PoolShape::for_volume(data, None);
+            let metadata = shape.metadata(data, Bytes::mib(4)).unwrap();
+            let whole = group(Bytes::gib(size));
+            let taken = data.saturating_add(metadata).saturating_add(metadata);
+            let group = DeviceGroup {
+                free: whole.size.saturating_sub(taken),
+                volumes_size: data,
+                metadata_spare: metadata,
+                ..whole
+            };
+            let pool = PoolFigures { data, metadata, shape };
+            let to = Bytes::gib(to).max(data);
+            match group.admit_growth(&pool, data, to) {
+                Ok(()) if to > data => {
+                    let cost = group.growth_footprint(&pool, to).unwrap();
+                    prop_assert!(group.free.checked_sub(cost).unwrap() >= REALLY_FREE);
+                    prop_assert!(to.saturating_add(group.reserve) <= group.capacity());
+                }
+                Ok(()) => {}
+                Err(Error::NoCapacity(no)) => {
+                    prop_assert!(no.available < to);
+                    prop_assert!(no.available <= data || group.admit_growth(&pool, data, no.available).is_ok());
+                }
+                Err(other) => prop_assert!(false, "{other}"),
+            }
+        }
+    }
+}

@@ -1,5 +1,8 @@
 //! The engine over simulated disks: idempotency, retries, faults, crashes, and many clients at once.
 
+// Clippy lets tests unwrap, but not the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
