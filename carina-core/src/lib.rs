@@ -14,9 +14,11 @@ mod format;
 mod group;
 mod health;
 mod name;
+mod pattern;
 mod placement;
 mod plan;
 mod pool;
+mod select;
 mod volume;
 
 #[cfg(feature = "engine")]
@@ -32,15 +34,18 @@ pub mod sim;
 
 pub use bytes::{Bytes, ParseBytesError};
 pub use class::ClassParameters;
+pub use config::{Config, DiskSelector, GroupRule, Strategy};
 pub use disk::{Disk, DiskKind, Medium, NotBare, Signature};
 pub use error::{BackendFailure, Error, NoCapacity, Result};
 pub use format::FormatRecord;
 pub use group::{DEFAULT_RESERVE, DeviceGroup, PoolFigures, REALLY_FREE};
 pub use health::Health;
 pub use name::{GroupName, VOLUME_PREFIX, VolumeId, VolumeName};
+pub use pattern::{Matched, Pattern};
 pub use placement::{MostRoom, Placement, candidates};
-pub use plan::{PlanStep, PlannedDisk};
+pub use plan::{GroupPlan, Left, PlanStep, PlannedDisk, WhyLeft};
 pub use pool::PoolShape;
+pub use select::{SelectedBy, Selection};
 pub use volume::{FsType, GroupSelector, SizeRange, Volume, VolumeRequest, VolumeType};
 
 #[cfg(feature = "engine")]
