@@ -46,21 +46,14 @@ impl Choice {
 /// virtualization and a guest was seen to boot. The answer is remembered for
 /// as long as the host's kernel runs.
 fn automatic(image: &Image) -> Result<Accelerator> {
-    let usable = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
+    let usable = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     if !usable || !has_virtualization(&processor) {
         return Ok(Accelerator::Tcg);
     }
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let memory = image.cache.join("kvm-boots");
-    let (yes, no) = (
-        format!("{}: yes\n", boot.trim()),
-        format!("{}: no\n", boot.trim()),
-    );
+    let (yes, no) = (format!("{}: yes\n", boot.trim()), format!("{}: no\n", boot.trim()));
     let known = fs::read_to_string(&memory).unwrap_or_default();
     let boots = if known == yes {
         true
@@ -68,22 +61,15 @@ fn automatic(image: &Image) -> Result<Accelerator> {
         false
     } else {
         let boots = probe(image)?;
-        fs::write(&memory, if boots { yes } else { no })
-            .context("remembering whether KVM boots")?;
+        fs::write(&memory, if boots { yes } else { no }).context("remembering whether KVM boots")?;
         boots
     };
-    Ok(if boots {
-        Accelerator::Kvm
-    } else {
-        Accelerator::Tcg
-    })
+    Ok(if boots { Accelerator::Kvm } else { Accelerator::Tcg })
 }
 
 fn probe(image: &Image) -> Result<bool> {
-    let machine = Machine::builder(image, Accelerator::Kvm)
-        .stdout(Box::new(io::sink()))
-        .stderr(Box::new(io::sink()))
-        .boot();
+    let machine =
+        Machine::builder(image, Accelerator::Kvm).stdout(Box::new(io::sink())).stderr(Box::new(io::sink())).boot();
     // A QEMU that cannot even start with KVM is an answer too.
     let boots = match machine {
         Ok(mut machine) => machine.wait(Duration::from_secs(20))? == Ending::Exit(0),
@@ -111,8 +97,6 @@ mod tests {
     fn virtualization_is_a_whole_flag() {
         assert!(has_virtualization("flags\t\t: fpu vmx sse\n"));
         assert!(has_virtualization("flags\t\t: fpu svm\n"));
-        assert!(!has_virtualization(
-            "flags\t\t: fpu svm_lock\nmodel name: vmx\n"
-        ));
+        assert!(!has_virtualization("flags\t\t: fpu svm_lock\nmodel name: vmx\n"));
     }
 }

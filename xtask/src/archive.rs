@@ -33,11 +33,7 @@ pub struct Archive {
 fn guest_path(path: &str) -> String {
     let path = path.trim_start_matches('/');
     let first = path.split('/').next().unwrap_or(path);
-    if ["bin", "sbin", "lib", "lib64"].contains(&first) {
-        format!("usr/{path}")
-    } else {
-        path.to_owned()
-    }
+    if ["bin", "sbin", "lib", "lib64"].contains(&first) { format!("usr/{path}") } else { path.to_owned() }
 }
 
 impl Archive {
@@ -75,9 +71,7 @@ impl Archive {
     ///
     /// Returns the real file, for [`Archive::libraries`].
     pub fn program(&mut self, host: &Path) -> Result<PathBuf> {
-        let real = host
-            .canonicalize()
-            .context(format_args!("looking up {}", host.display()))?;
+        let real = host.canonicalize().context(format_args!("looking up {}", host.display()))?;
         let (path, target) = (guest_path(text(host)?), text(&real)?);
         if path != guest_path(target) {
             self.insert(path, Entry::Link(target.to_owned()));
@@ -92,11 +86,7 @@ impl Archive {
         if programs.is_empty() {
             return Ok(());
         }
-        let output = Command::new("ldd")
-            .args(programs)
-            .env("LC_ALL", "C")
-            .output()
-            .context("ldd did not run")?;
+        let output = Command::new("ldd").args(programs).env("LC_ALL", "C").output().context("ldd did not run")?;
         for library in parse_ldd(&String::from_utf8_lossy(&output.stdout))? {
             self.host_file(&library, Path::new(&library), 0o755);
         }
@@ -118,23 +108,14 @@ impl Archive {
     /// Writes the archive in cpio's "newc" form, padded so that another may
     /// follow it.
     pub fn write(&self, out: &mut impl Write) -> Result<()> {
-        let mut cpio = Cpio {
-            out,
-            written: 0,
-            inode: 0,
-        };
+        let mut cpio = Cpio { out, written: 0, inode: 0 };
         for (path, entry) in &self.entries {
             let written = match entry {
                 Entry::Directory => cpio.entry(path, 0o040_755, 0, &mut io::empty()),
-                Entry::Text(content, mode) => cpio.entry(
-                    path,
-                    0o100_000 | mode,
-                    content.len() as u64,
-                    &mut content.as_slice(),
-                ),
-                Entry::Link(target) => {
-                    cpio.entry(path, 0o120_777, target.len() as u64, &mut target.as_bytes())
+                Entry::Text(content, mode) => {
+                    cpio.entry(path, 0o100_000 | mode, content.len() as u64, &mut content.as_slice())
                 }
+                Entry::Link(target) => cpio.entry(path, 0o120_777, target.len() as u64, &mut target.as_bytes()),
                 Entry::Host(host, mode) => File::open(host).and_then(|mut file| {
                     let size = file.metadata()?.len();
                     cpio.entry(path, 0o100_000 | mode, size, &mut file)
@@ -142,9 +123,7 @@ impl Archive {
             };
             written.context(format_args!("putting {path} into the archive"))?;
         }
-        cpio.entry("TRAILER!!!", 0, 0, &mut io::empty())
-            .and_then(|()| cpio.pad(512))
-            .context("ending the archive")
+        cpio.entry("TRAILER!!!", 0, 0, &mut io::empty()).and_then(|()| cpio.pad(512)).context("ending the archive")
     }
 }
 
@@ -156,20 +135,12 @@ struct Cpio<'a, W> {
 }
 
 impl<W: Write> Cpio<'_, W> {
-    fn entry(
-        &mut self,
-        name: &str,
-        mode: u32,
-        size: u64,
-        content: &mut impl io::Read,
-    ) -> io::Result<()> {
+    fn entry(&mut self, name: &str, mode: u32, size: u64, content: &mut impl io::Read) -> io::Result<()> {
         self.inode += 1;
         let size32 = u32::try_from(size).map_err(|_| io::Error::other("larger than 4 GiB"))?;
         let name_size = u32::try_from(name.len() + 1).map_err(io::Error::other)?;
         // inode, mode, uid, gid, links, time, size, 4 device numbers, length of the name, checksum
-        let fields = [
-            self.inode, mode, 0, 0, 1, 0, size32, 0, 0, 0, 0, name_size, 0,
-        ];
+        let fields = [self.inode, mode, 0, 0, 1, 0, size32, 0, 0, 0, 0, name_size, 0];
         let mut header = String::from("070701");
         for field in fields {
             header.push_str(&format!("{field:08x}"));
@@ -211,19 +182,14 @@ fn parse_ldd(text: &str) -> Result<Vec<String>> {
         if line.contains("=> not found") {
             return Err(Error::new(format!("a shared library is missing: {line}")));
         }
-        libraries.extend(
-            line.split_whitespace()
-                .find(|word| word.starts_with('/'))
-                .map(str::to_owned),
-        );
+        libraries.extend(line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned));
     }
     Ok(libraries)
 }
 
 /// A path as text; the guest's paths are all text.
 pub fn text(path: &Path) -> Result<&str> {
-    path.to_str()
-        .context(format_args!("{} is not UTF-8", path.display()))
+    path.to_str().context(format_args!("{} is not UTF-8", path.display()))
 }
 
 #[cfg(test)]
@@ -235,13 +201,7 @@ mod tests {
         let text = "/usr/sbin/lvm:\n\tlinux-vdso.so.1 (0x00007ffd)\n\
             \tlibm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x00007f)\n\
             \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n/usr/bin/x:\n\tnot a dynamic executable\n";
-        assert_eq!(
-            parse_ldd(text).unwrap(),
-            [
-                "/lib/x86_64-linux-gnu/libm.so.6",
-                "/lib64/ld-linux-x86-64.so.2"
-            ]
-        );
+        assert_eq!(parse_ldd(text).unwrap(), ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/ld-linux-x86-64.so.2"]);
         assert!(parse_ldd("\tlibodd.so.1 => not found\n").is_err());
     }
 

@@ -31,12 +31,8 @@ impl Backplane {
     pub fn new(folder: PathBuf) -> Result<Self> {
         fs::create_dir_all(&folder).context(format_args!("making {}", folder.display()))?;
         // QEMU opens the files from a folder of its own.
-        let folder = folder
-            .canonicalize()
-            .context(format_args!("looking up {}", folder.display()))?;
-        let ports: Vec<String> = (0..SPARE_PORTS)
-            .map(|port| format!("spare{port}"))
-            .collect();
+        let folder = folder.canonicalize().context(format_args!("looking up {}", folder.display()))?;
+        let ports: Vec<String> = (0..SPARE_PORTS).map(|port| format!("spare{port}")).collect();
         Ok(Self {
             folder,
             disks: Vec::new(),
@@ -72,15 +68,9 @@ impl Backplane {
             arguments.push(option.to_owned());
             arguments.push(value.to_string());
         };
-        push(
-            "-device",
-            json!({ "driver": "virtio-scsi-pci", "id": "scsi" }),
-        );
+        push("-device", json!({ "driver": "virtio-scsi-pci", "id": "scsi" }));
         for (index, port) in self.ports.iter().enumerate() {
-            push(
-                "-device",
-                json!({ "driver": "pcie-root-port", "id": port, "chassis": index + 1, "slot": index + 1 }),
-            );
+            push("-device", json!({ "driver": "pcie-root-port", "id": port, "chassis": index + 1, "slot": index + 1 }));
         }
         for disk in &self.disks {
             push("-blockdev", disk.blockdev()?);
@@ -116,10 +106,8 @@ impl Backplane {
             .context(format_args!("the machine has no disk {name}"))?;
         qmp.forget_events();
         qmp.execute("device_del", json!({ "id": name }))?;
-        qmp.wait_for(LET_GO, |event| {
-            event.name == "DEVICE_DELETED" && event.data["device"] == name
-        })
-        .context(format_args!("the guest does not let go of {name}"))?;
+        qmp.wait_for(LET_GO, |event| event.name == "DEVICE_DELETED" && event.data["device"] == name)
+            .context(format_args!("the guest does not let go of {name}"))?;
         let disk = self.disks.remove(index);
         qmp.execute("blockdev-del", json!({ "node-name": disk.node() }))?;
         self.free(disk.place);
@@ -132,9 +120,7 @@ impl Backplane {
             return Err(Error::new(format!("the machine has a disk {name} already")));
         }
         let file = match &spec.file {
-            Some(file) => {
-                std::path::absolute(file).context(format_args!("the path {}", file.display()))?
-            }
+            Some(file) => std::path::absolute(file).context(format_args!("the path {}", file.display()))?,
             None => self.folder.join(format!("{name}.img")),
         };
         prepare_image(&file, spec.size)?;
@@ -143,12 +129,7 @@ impl Backplane {
         } else {
             Place::Scsi(self.free_ids.pop().context("no free SCSI id")?)
         };
-        Ok(Disk {
-            name: name.to_owned(),
-            kind: spec.kind,
-            file,
-            place,
-        })
+        Ok(Disk { name: name.to_owned(), kind: spec.kind, file, place })
     }
 
     fn free(&mut self, place: Place) {
@@ -168,9 +149,7 @@ fn check_name(name: &str) -> Result<()> {
     {
         return Ok(());
     }
-    Err(Error::new(format!(
-        "`{name}` is no name for a disk: a letter, then letters, digits and hyphens, at most 20"
-    )))
+    Err(Error::new(format!("`{name}` is no name for a disk: a letter, then letters, digits and hyphens, at most 20")))
 }
 
 #[cfg(test)]
@@ -185,14 +164,7 @@ mod tests {
             backplane.add(&disk.parse().unwrap()).unwrap();
         }
         let places: Vec<&Place> = backplane.disks().iter().map(|disk| &disk.place).collect();
-        assert_eq!(
-            places,
-            [
-                &Place::Scsi(1),
-                &Place::Port("port-disk1".into()),
-                &Place::Scsi(2)
-            ]
-        );
+        assert_eq!(places, [&Place::Scsi(1), &Place::Port("port-disk1".into()), &Place::Scsi(2)]);
         assert!(folder.path().join("disks/disk2.img").exists());
         let arguments = backplane.arguments().unwrap().join("\n");
         assert!(arguments.contains("spare3"));

@@ -57,40 +57,27 @@ impl FromStr for DiskSpec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (kind, size) = text
-            .split_once(':')
-            .context(format_args!("`{text}` is no disk; write it as ssd:20G"))?;
+        let (kind, size) = text.split_once(':').context(format_args!("`{text}` is no disk; write it as ssd:20G"))?;
         let kind = match kind {
             "ssd" => Kind::Ssd,
             "hdd" => Kind::Hdd,
             "nvme" => Kind::Nvme,
             "virtio" => Kind::Virtio,
             _ => {
-                return Err(Error::new(format!(
-                    "`{text}`: the kinds of disk are ssd, hdd, nvme and virtio"
-                )));
+                return Err(Error::new(format!("`{text}`: the kinds of disk are ssd, hdd, nvme and virtio")));
             }
         };
         let size = parse_size(size)?;
         if size == 0 || !size.is_multiple_of(512) {
-            return Err(Error::new(format!(
-                "`{text}`: a disk's size is a multiple of 512 bytes"
-            )));
+            return Err(Error::new(format!("`{text}`: a disk's size is a multiple of 512 bytes")));
         }
-        Ok(Self {
-            kind,
-            size,
-            file: None,
-        })
+        Ok(Self { kind, size, file: None })
     }
 }
 
 /// Several disks, `ssd:20G,hdd:2T`; no text, no disks.
 pub fn parse_disks(text: &str) -> Result<Vec<DiskSpec>> {
-    text.split(',')
-        .filter(|disk| !disk.is_empty())
-        .map(str::parse)
-        .collect()
+    text.split(',').filter(|disk| !disk.is_empty()).map(str::parse).collect()
 }
 
 /// Where a disk is plugged in.
@@ -176,19 +163,14 @@ pub fn prepare_image(file: &Path, size: u64) -> Result<()> {
         .truncate(false)
         .open(file)
         .context(format_args!("opening {}", file.display()))?;
-    let is = image
-        .metadata()
-        .context(format_args!("looking at {}", file.display()))?
-        .len();
+    let is = image.metadata().context(format_args!("looking at {}", file.display()))?.len();
     if is > size {
         return Err(Error::new(format!(
             "{} has {is} bytes, more than the {size} asked for; a disk does not shrink",
             file.display()
         )));
     }
-    image
-        .set_len(size)
-        .context(format_args!("sizing {} to {size} bytes", file.display()))
+    image.set_len(size).context(format_args!("sizing {} to {size} bytes", file.display()))
 }
 
 #[cfg(test)]
@@ -213,12 +195,8 @@ mod tests {
 
     #[test]
     fn a_disk_says_whether_it_rotates() {
-        let disk = |kind| Disk {
-            name: "disk3".into(),
-            kind,
-            file: "/x, with comma/disk3.img".into(),
-            place: Place::Scsi(4),
-        };
+        let disk =
+            |kind| Disk { name: "disk3".into(), kind, file: "/x, with comma/disk3.img".into(), place: Place::Scsi(4) };
         assert_eq!(disk(Kind::Ssd).device()["rotation_rate"], 1);
         assert_eq!(disk(Kind::Hdd).device()["rotation_rate"], 7200);
         assert_eq!(disk(Kind::Hdd).device()["serial"], "disk3");

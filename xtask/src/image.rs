@@ -92,16 +92,9 @@ impl Image {
             let out = File::create(&unfinished).context("making the image")?;
             build(&kernel)?.write(&mut BufWriter::new(out))?;
             fs::rename(&unfinished, &base).context("putting the image into its place")?;
-            eprintln!(
-                "xtask: built the guest's image in {:.1} s",
-                started.elapsed().as_secs_f64()
-            );
+            eprintln!("xtask: built the guest's image in {:.1} s", started.elapsed().as_secs_f64());
         }
-        Ok(Self {
-            cache,
-            kernel: kernel.image,
-            base,
-        })
+        Ok(Self { cache, kernel: kernel.image, base })
     }
 }
 
@@ -145,16 +138,10 @@ impl Kernel {
     fn ensure(cache: &Path) -> Result<Self> {
         let folder = cache.join("kernel");
         fs::create_dir_all(&folder).context(format_args!("making {}", folder.display()))?;
-        let package = packages::dependencies(KERNEL)?
-            .into_iter()
-            .find(|package| package.starts_with("linux-image-"));
+        let package = packages::dependencies(KERNEL)?.into_iter().find(|package| package.starts_with("linux-image-"));
         if let Some(package) = package {
             let place = folder.join(&package);
-            let fetched = if place.exists() {
-                Ok(())
-            } else {
-                Self::fetch(&folder, &package, &place)
-            };
+            let fetched = if place.exists() { Ok(()) } else { Self::fetch(&folder, &package, &place) };
             match fetched {
                 Ok(()) => return Self::unpacked(&place),
                 Err(error) => match newest(&folder)? {
@@ -168,9 +155,9 @@ impl Kernel {
         }
         match newest(&folder)? {
             Some(place) => Self::unpacked(&place),
-            None => Err(Error::new(format!(
-                "apt knows no package {KERNEL}; fetch its lists with: sudo apt-get update"
-            ))),
+            None => {
+                Err(Error::new(format!("apt knows no package {KERNEL}; fetch its lists with: sudo apt-get update")))
+            }
         }
     }
 
@@ -187,10 +174,7 @@ impl Kernel {
             std::os::unix::fs::symlink("usr/lib", tree.join("lib")).context("linking lib")?;
         }
         let kernel = Self::unpacked(&tree)?;
-        run(Command::new("/sbin/depmod")
-            .arg("-b")
-            .arg(&tree)
-            .arg(&kernel.version))?;
+        run(Command::new("/sbin/depmod").arg("-b").arg(&tree).arg(&kernel.version))?;
         fs::rename(&tree, place).context("putting the kernel into its place")
     }
 
@@ -224,14 +208,8 @@ fn newest(folder: &Path) -> Result<Option<PathBuf>> {
 
 fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let status = command
-        .status()
-        .context(format_args!("{program} did not run"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Error::new(format!("{program} failed: {status}")))
-    }
+    let status = command.status().context(format_args!("{program} did not run"))?;
+    if status.success() { Ok(()) } else { Err(Error::new(format!("{program} failed: {status}"))) }
 }
 
 /// Puts the guest together.
@@ -304,9 +282,7 @@ pub fn find_program(name: &str) -> Result<PathBuf> {
 fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).context(format_args!("reading {}", folder.display()))? {
-        let path = entry
-            .context(format_args!("reading {}", folder.display()))?
-            .path();
+        let path = entry.context(format_args!("reading {}", folder.display()))?.path();
         if path.is_file() {
             files.push(path);
         }
@@ -319,14 +295,9 @@ fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
 fn add_busybox(guest: &mut Archive) -> Result<()> {
     let busybox = find_program("busybox")?;
     guest.host_file("usr/bin/busybox", &busybox, 0o755);
-    let output = Command::new(&busybox)
-        .arg("--list")
-        .output()
-        .context("busybox did not run")?;
+    let output = Command::new(&busybox).arg("--list").output().context("busybox did not run")?;
     for name in String::from_utf8_lossy(&output.stdout).split_whitespace() {
-        if !guest.contains(&format!("usr/bin/{name}"))
-            && !guest.contains(&format!("usr/sbin/{name}"))
-        {
+        if !guest.contains(&format!("usr/bin/{name}")) && !guest.contains(&format!("usr/sbin/{name}")) {
             guest.link(&format!("usr/bin/{name}"), "busybox");
         }
     }
@@ -354,21 +325,13 @@ fn add_modules(guest: &mut Archive, kernel: &Kernel) -> Result<()> {
         fs::read_to_string(&path).context(format_args!("reading {}", path.display()))
     };
     let wanted: Vec<&str> = MODULES.split_whitespace().collect();
-    let (files, unknown) =
-        select_modules(&wanted, &read("modules.dep")?, &read("modules.builtin")?);
+    let (files, unknown) = select_modules(&wanted, &read("modules.dep")?, &read("modules.builtin")?);
     if !unknown.is_empty() {
-        eprintln!(
-            "xtask: the guest's kernel has no module {}",
-            unknown.join(", ")
-        );
+        eprintln!("xtask: the guest's kernel has no module {}", unknown.join(", "));
     }
     let place = format!("usr/lib/modules/{}", kernel.version);
     for file in files {
-        guest.host_file(
-            &format!("{place}/{file}"),
-            &kernel.modules.join(&file),
-            0o644,
-        );
+        guest.host_file(&format!("{place}/{file}"), &kernel.modules.join(&file), 0o644);
     }
     for index in files_in(&kernel.modules)? {
         let name = archive::text(Path::new(index.file_name().unwrap_or_default()))?;
@@ -379,18 +342,12 @@ fn add_modules(guest: &mut Archive, kernel: &Kernel) -> Result<()> {
 
 /// The module files of `wanted` with all that they depend on, and the wanted
 /// names that are neither a module nor built in.
-fn select_modules(
-    wanted: &[&str],
-    dependencies: &str,
-    builtin: &str,
-) -> (BTreeSet<String>, Vec<String>) {
+fn select_modules(wanted: &[&str], dependencies: &str, builtin: &str) -> (BTreeSet<String>, Vec<String>) {
     let mut files = BTreeSet::new();
     let mut unknown = Vec::new();
     for module in wanted {
-        let line = dependencies
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .find(|(file, _)| module_name(file) == *module);
+        let line =
+            dependencies.lines().filter_map(|line| line.split_once(':')).find(|(file, _)| module_name(file) == *module);
         if let Some((file, needs)) = line {
             files.insert(file.to_owned());
             files.extend(needs.split_whitespace().map(str::to_owned));
@@ -415,11 +372,8 @@ mod tests {
     fn modules_bring_what_they_need() {
         let dependencies = "kernel/drivers/md/dm-thin-pool.ko: kernel/drivers/md/persistent-data/dm-persistent-data.ko kernel/drivers/md/dm-mod.ko\n\
             kernel/drivers/md/dm-mod.ko:\nkernel/fs/xfs/xfs.ko.xz: kernel/lib/libcrc32c.ko.xz\n";
-        let (files, unknown) = select_modules(
-            &["dm_thin_pool", "xfs", "ext4", "zfs"],
-            dependencies,
-            "kernel/fs/ext4/ext4.ko\n",
-        );
+        let (files, unknown) =
+            select_modules(&["dm_thin_pool", "xfs", "ext4", "zfs"], dependencies, "kernel/fs/ext4/ext4.ko\n");
         assert_eq!(files.len(), 5);
         assert!(files.contains("kernel/drivers/md/dm-mod.ko"));
         assert!(files.contains("kernel/lib/libcrc32c.ko.xz"));

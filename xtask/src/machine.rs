@@ -52,10 +52,7 @@ pub type Sink = Box<dyn Write + Send>;
 
 /// A [`Sink`] that sends each line, without its end, as soon as it is whole.
 pub fn line_sink(lines: Sender<String>) -> Sink {
-    Box::new(LineSink {
-        lines,
-        rest: Vec::new(),
-    })
+    Box::new(LineSink { lines, rest: Vec::new() })
 }
 
 struct LineSink {
@@ -83,9 +80,7 @@ impl Write for LineSink {
 impl Drop for LineSink {
     fn drop(&mut self) {
         if !self.rest.is_empty() {
-            let _ = self
-                .lines
-                .send(String::from_utf8_lossy(&self.rest).into_owned());
+            let _ = self.lines.send(String::from_utf8_lossy(&self.rest).into_owned());
         }
     }
 }
@@ -199,18 +194,9 @@ impl<'a> Builder<'a> {
     pub fn boot(self) -> Result<Machine> {
         let folder = RunFolder::new(&self.image.cache)?;
         // A socket's path is short; that of a target folder may not be.
-        let sockets = tempfile::Builder::new()
-            .prefix("vm-")
-            .tempdir()
-            .context("making a folder for the sockets")?;
+        let sockets = tempfile::Builder::new().prefix("vm-").tempdir().context("making a folder for the sockets")?;
         let listen = |name: &str| Line::listen(sockets.path(), name);
-        let lines = [
-            listen("control")?,
-            listen("out")?,
-            listen("err")?,
-            listen("host")?,
-            listen("qmp")?,
-        ];
+        let lines = [listen("control")?, listen("out")?, listen("err")?, listen("host")?, listen("qmp")?];
 
         let disk_folder = match &self.disk_folder {
             Some(folder) => folder.clone(),
@@ -244,17 +230,9 @@ impl<'a> Builder<'a> {
             cut: false,
         };
         let [control, out, err, host, qmp] = lines;
-        let connect = |line: Line| {
-            line.accept(&machine.shared)
-                .map_err(|error| machine.with_log(error))
-        };
-        let (control, out, err, host, qmp) = (
-            connect(control)?,
-            connect(out)?,
-            connect(err)?,
-            connect(host)?,
-            connect(qmp)?,
-        );
+        let connect = |line: Line| line.accept(&machine.shared).map_err(|error| machine.with_log(error));
+        let (control, out, err, host, qmp) =
+            (connect(control)?, connect(out)?, connect(err)?, connect(host)?, connect(qmp)?);
         // Connected; the guest does not need the names.
         drop(sockets);
         lock(&machine.backplane).1 = Some(Qmp::new(qmp)?);
@@ -265,9 +243,7 @@ impl<'a> Builder<'a> {
             thread::spawn(move || pass_on(err, self.stderr)),
         ];
         let backplane = Arc::clone(&machine.backplane);
-        machine
-            .readers
-            .push(thread::spawn(move || serve(host, &backplane)));
+        machine.readers.push(thread::spawn(move || serve(host, &backplane)));
         // The archive was read before QEMU opened its lines.
         fs::remove_file(initrd).context("removing the run's archive")?;
         Ok(machine)
@@ -279,8 +255,7 @@ impl<'a> Builder<'a> {
         guest.text("guest/.command", 0o644, format!("{}\n", self.command));
         let mut programs = Vec::new();
         for (index, (host, path)) in self.files.iter().enumerate() {
-            let metadata =
-                fs::metadata(host).context(format_args!("the file {}", host.display()))?;
+            let metadata = fs::metadata(host).context(format_args!("the file {}", host.display()))?;
             if !metadata.is_file() {
                 return Err(Error::new(format!("{} is not a file", host.display())));
             }
@@ -318,28 +293,19 @@ impl<'a> Builder<'a> {
         initrd: &Path,
     ) -> Result<Vec<String>> {
         let mut arguments: Vec<String> = Vec::new();
-        let mut add =
-            |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
+        let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
         match self.accelerator {
             Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
             // An older processor is emulated quicker than the newest.
             Accelerator::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "Nehalem"]),
         }
-        let mut kernel = String::from(
-            "console=ttyS0 quiet panic=-1 tsc=unstable mitigations=off random.trust_cpu=on",
-        );
+        let mut kernel = String::from("console=ttyS0 quiet panic=-1 tsc=unstable mitigations=off random.trust_cpu=on");
         let _ = write!(kernel, " vm.disks={}", backplane.disks().len());
         if self.udev {
             kernel.push_str(" vm.udev=1");
         }
         kernel.push_str(&self.append);
-        add(&[
-            "-machine",
-            "q35",
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-        ]);
+        add(&["-machine", "q35", "-nodefaults", "-no-user-config", "-no-reboot"]);
         add(&["-display", "none", "-smp", &self.cpus.to_string()]);
         add(&["-m", &format!("{}k", self.memory >> 10)]);
         add(&["-kernel", archive::text(&self.image.kernel)?]);
@@ -357,18 +323,12 @@ impl<'a> Builder<'a> {
         }
         add(&["-chardev", &chardev("file", "results", &folder.results())?]);
         for name in ["control", "out", "err", "host", "results"] {
-            add(&[
-                "-device",
-                &format!("virtserialport,chardev={name},name=vm.{name}"),
-            ]);
+            add(&["-device", &format!("virtserialport,chardev={name},name=vm.{name}")]);
         }
         add(&["-mon", "chardev=qmp,mode=control"]);
         if let Some(socket) = &self.monitor {
             let socket = std::path::absolute(socket).context("the monitor's socket")?;
-            let server = format!(
-                "{},server=on,wait=off",
-                chardev("socket", "monitor", &socket)?
-            );
+            let server = format!("{},server=on,wait=off", chardev("socket", "monitor", &socket)?);
             add(&["-chardev", &server, "-mon", "chardev=monitor,mode=control"]);
         }
         arguments.extend(backplane.arguments()?);
@@ -378,18 +338,13 @@ impl<'a> Builder<'a> {
 
 /// The last part of a path, as a name in the guest.
 pub fn guest_name(host: &Path) -> Result<String> {
-    let name = host
-        .file_name()
-        .context(format_args!("{} is not a file", host.display()))?;
+    let name = host.file_name().context(format_args!("{} is not a file", host.display()))?;
     Ok(archive::text(Path::new(name))?.to_owned())
 }
 
 /// Words as one line for a shell, each of them as it is.
 pub fn quote<'w>(words: impl IntoIterator<Item = &'w str>) -> String {
-    let quoted: Vec<String> = words
-        .into_iter()
-        .map(|word| format!("'{}'", word.replace('\'', r"'\''")))
-        .collect();
+    let quoted: Vec<String> = words.into_iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();
     quoted.join(" ")
 }
 
@@ -430,10 +385,7 @@ impl RunFolder {
                 fs::remove_dir_all(&left).context(format_args!("removing {}", left.display()))?;
             }
         }
-        let path = tempfile::Builder::new()
-            .prefix("run-")
-            .tempdir_in(&runs)
-            .context("making the run's folder")?;
+        let path = tempfile::Builder::new().prefix("run-").tempdir_in(&runs).context("making the run's folder")?;
         let lock = File::create(path.path().join("lock")).context("making the run's lock")?;
         lock.lock().context("locking the run")?;
         Ok(Self { path, _lock: lock })
@@ -466,14 +418,9 @@ impl Line {
             .find(|known| *known == name)
             .context("a line that QEMU does not know")?;
         let path = folder.join(name);
-        let listener =
-            UnixListener::bind(&path).context(format_args!("listening on {}", path.display()))?;
+        let listener = UnixListener::bind(&path).context(format_args!("listening on {}", path.display()))?;
         listener.set_nonblocking(true).context("a socket")?;
-        Ok(Self {
-            name,
-            path,
-            listener,
-        })
+        Ok(Self { name, path, listener })
     }
 
     fn accept(self, shared: &Shared) -> Result<UnixStream> {
@@ -547,14 +494,8 @@ impl Process {
             }
             shared.change(|state| state.gone = true);
         });
-        let child = receiver
-            .recv()
-            .context("starting QEMU")?
-            .context("QEMU did not run")?;
-        Ok(Self {
-            child,
-            keeper: Some(keeper),
-        })
+        let child = receiver.recv().context("starting QEMU")?.context("QEMU did not run")?;
+        Ok(Self { child, keeper: Some(keeper) })
     }
 
     fn kill(&self) {
@@ -609,10 +550,7 @@ impl Machine {
     /// the guest died.
     pub fn wait_started(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        self.wait_until(
-            |state| (state.started || state.gone).then_some(()),
-            |_| deadline,
-        );
+        self.wait_until(|state| (state.started || state.gone).then_some(()), |_| deadline);
         lock(&self.shared.state).started
     }
 
@@ -620,11 +558,7 @@ impl Machine {
     /// `timeout` from now on; false if it still runs.
     pub fn wait_ended(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        self.wait_until(
-            |state| (state.exit.is_some() || state.gone).then_some(()),
-            |_| deadline,
-        )
-        .is_some()
+        self.wait_until(|state| (state.exit.is_some() || state.gone).then_some(()), |_| deadline).is_some()
     }
 
     /// Waits for the end, at most `timeout` from the boot on; then the power
@@ -639,10 +573,7 @@ impl Machine {
             },
         );
         self.process.kill();
-        self.wait_until(
-            |state| state.gone.then_some(()),
-            |_| Instant::now() + CONNECT,
-        );
+        self.wait_until(|state| state.gone.then_some(()), |_| Instant::now() + CONNECT);
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
@@ -659,11 +590,7 @@ impl Machine {
     }
 
     /// Waits for something; none if it was not there by the deadline.
-    fn wait_until<T>(
-        &self,
-        look: impl Fn(&State) -> Option<T>,
-        deadline: impl Fn(&State) -> Instant,
-    ) -> Option<T> {
+    fn wait_until<T>(&self, look: impl Fn(&State) -> Option<T>, deadline: impl Fn(&State) -> Instant) -> Option<T> {
         let mut state = lock(&self.shared.state);
         loop {
             if let Some(found) = look(&state) {
@@ -673,12 +600,7 @@ impl Machine {
             if left.is_zero() {
                 return None;
             }
-            state = self
-                .shared
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -721,8 +643,7 @@ impl Machine {
 
     fn save_results(&self, output: &Path) -> Result<()> {
         fs::create_dir_all(output).context(format_args!("making {}", output.display()))?;
-        fs::copy(self.folder.console(), output.join("console.log"))
-            .context("saving the console's log")?;
+        fs::copy(self.folder.console(), output.join("console.log")).context("saving the console's log")?;
         let results = self.folder.results();
         if fs::metadata(&results).is_ok_and(|metadata| metadata.len() > 0) {
             let status = Command::new("tar")
@@ -744,11 +665,7 @@ type SharedBackplane = Mutex<(Backplane, Option<Qmp>)>;
 
 fn plug(backplane: &SharedBackplane, spec: &DiskSpec, name: &str) -> Result<()> {
     let (backplane, qmp) = &mut *lock(backplane);
-    backplane.plug(
-        qmp.as_mut().context("the machine is not up yet")?,
-        spec,
-        name,
-    )
+    backplane.plug(qmp.as_mut().context("the machine is not up yet")?, spec, name)
 }
 
 fn yank(backplane: &SharedBackplane, name: &str) -> Result<()> {
@@ -808,9 +725,7 @@ fn serve(host: UnixStream, backplane: &SharedBackplane) {
         let Ok(line) = line else { return };
         let words: Vec<&str> = line.split_whitespace().collect();
         let done = match words.as_slice() {
-            ["plug", spec, name] => spec
-                .parse()
-                .and_then(|spec: DiskSpec| plug(backplane, &spec, name)),
+            ["plug", spec, name] => spec.parse().and_then(|spec: DiskSpec| plug(backplane, &spec, name)),
             ["yank", name] => yank(backplane, name),
             _ => Err(Error::new(format!("`{line}` is nothing a host can do"))),
         };

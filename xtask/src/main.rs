@@ -3,6 +3,7 @@
 mod accel;
 mod archive;
 mod backplane;
+mod ci;
 mod disk;
 mod error;
 mod image;
@@ -11,7 +12,9 @@ mod packages;
 mod qmp;
 mod quantity;
 mod self_test;
+mod tally;
 mod vm;
+mod vm_test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -32,12 +35,18 @@ enum Chore {
     Vm(Box<vm::Vm>),
     /// Prove that the virtual machine does what tests rely on.
     VmSelfTest(self_test::SelfTest),
+    /// Run the tests that need a real kernel (guest_*.rs) in virtual machines.
+    VmTest(vm_test::VmTest),
+    /// Check everything: format, lints, tests, documentation, tests in the VM.
+    Ci,
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().chore {
         Chore::Vm(vm) => vm.run(),
         Chore::VmSelfTest(test) => test.run(),
+        Chore::VmTest(test) => test.run(),
+        Chore::Ci => ci::run(),
     };
     match done {
         Ok(code) => ExitCode::from(code),

@@ -15,10 +15,7 @@ pub fn installed() -> Result<BTreeMap<String, String>> {
         .output()
         .context("dpkg-query did not run (a Debian or Ubuntu host with apt is needed)")?;
     if !output.status.success() {
-        return Err(Error::new(format!(
-            "dpkg-query failed: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        )));
+        return Err(Error::new(format!("dpkg-query failed: {}", String::from_utf8_lossy(&output.stderr).trim())));
     }
     Ok(parse_installed(&String::from_utf8_lossy(&output.stdout)))
 }
@@ -31,8 +28,7 @@ fn parse_installed(text: &str) -> BTreeMap<String, String> {
             let package = fields.next()?;
             let version = fields.next()?;
             // "ii ": wanted installed, and is.
-            (status.as_bytes().get(1) == Some(&b'i'))
-                .then(|| (package.to_owned(), version.to_owned()))
+            (status.as_bytes().get(1) == Some(&b'i')).then(|| (package.to_owned(), version.to_owned()))
         })
         .collect()
 }
@@ -43,11 +39,7 @@ fn parse_installed(text: &str) -> BTreeMap<String, String> {
 /// command that installs them.
 pub fn ensure(wanted: &[&str]) -> Result<()> {
     let installed = installed()?;
-    let missing: Vec<&str> = wanted
-        .iter()
-        .copied()
-        .filter(|package| !installed.contains_key(*package))
-        .collect();
+    let missing: Vec<&str> = wanted.iter().copied().filter(|package| !installed.contains_key(*package)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -72,11 +64,7 @@ pub fn ensure(wanted: &[&str]) -> Result<()> {
 }
 
 fn install(packages: &[&str]) -> Result<bool> {
-    apt_get(
-        Command::new("apt-get")
-            .args(["install", "-y", "-qq", "--no-install-recommends"])
-            .args(packages),
-    )
+    apt_get(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))
 }
 
 /// Fetches the package lists. One repository that cannot be reached is no
@@ -94,13 +82,7 @@ fn update() -> Result<()> {
 /// The package is not installed, so the host stays as it is.
 pub fn download(package: &str, directory: &Path) -> Result<PathBuf> {
     eprintln!("xtask: downloading the Debian package {package} (it is not installed)");
-    let fetch = || {
-        apt_get(
-            Command::new("apt-get")
-                .args(["download", "-qq", package])
-                .current_dir(directory),
-        )
-    };
+    let fetch = || apt_get(Command::new("apt-get").args(["download", "-qq", package]).current_dir(directory));
     if !fetch()? {
         if !is_root() {
             return Err(Error::new(format!(
@@ -113,17 +95,14 @@ pub fn download(package: &str, directory: &Path) -> Result<PathBuf> {
             return Err(Error::new(format!("apt-get could not download {package}")));
         }
     }
-    let entries =
-        std::fs::read_dir(directory).context(format_args!("reading {}", directory.display()))?;
+    let entries = std::fs::read_dir(directory).context(format_args!("reading {}", directory.display()))?;
     for entry in entries {
         let path = entry.context("reading the download folder")?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
             return Ok(path);
         }
     }
-    Err(Error::new(format!(
-        "apt-get downloaded no .deb file for {package}"
-    )))
+    Err(Error::new(format!("apt-get downloaded no .deb file for {package}")))
 }
 
 /// The packages that `package` depends on, by name, as apt's lists have it;
@@ -147,10 +126,7 @@ fn depends(package: &str) -> Result<Vec<String>> {
 }
 
 fn parse_depends(text: &str) -> Vec<String> {
-    text.lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "))
-        .map(str::to_owned)
-        .collect()
+    text.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::to_owned).collect()
 }
 
 /// Runs apt-get where it never asks, waits for another run of apt, and keeps

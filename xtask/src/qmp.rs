@@ -37,10 +37,7 @@ pub struct Event {
 fn parse_message(line: &[u8]) -> Result<Message> {
     let message: Value = serde_json::from_slice(line).context("QEMU sent no JSON")?;
     if let Some(name) = message["event"].as_str() {
-        return Ok(Message::Event(Event {
-            name: name.to_owned(),
-            data: message["data"].clone(),
-        }));
+        return Ok(Message::Event(Event { name: name.to_owned(), data: message["data"].clone() }));
     }
     if let Some(answer) = message.get("return") {
         return Ok(Message::Return(answer.clone()));
@@ -52,9 +49,7 @@ fn parse_message(line: &[u8]) -> Result<Message> {
     if message.get("QMP").is_some() {
         return Ok(Message::Greeting);
     }
-    Err(Error::new(format!(
-        "QEMU sent an unknown message: {message}"
-    )))
+    Err(Error::new(format!("QEMU sent an unknown message: {message}")))
 }
 
 /// Bytes from a stream, cut into lines.
@@ -94,11 +89,7 @@ pub struct Qmp {
 impl Qmp {
     /// Greets the QEMU at the other end of `stream`.
     pub fn new(stream: UnixStream) -> Result<Self> {
-        let mut qmp = Self {
-            stream,
-            lines: Lines::default(),
-            events: VecDeque::new(),
-        };
+        let mut qmp = Self { stream, lines: Lines::default(), events: VecDeque::new() };
         let deadline = Instant::now() + ANSWER;
         while qmp.receive(deadline)? != Message::Greeting {}
         qmp.execute("qmp_capabilities", json!({}))?;
@@ -108,9 +99,7 @@ impl Qmp {
     /// Has QEMU do something, and returns its answer.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments });
-        self.stream
-            .write_all(format!("{request}\n").as_bytes())
-            .context(format_args!("asking QEMU for {command}"))?;
+        self.stream.write_all(format!("{request}\n").as_bytes()).context(format_args!("asking QEMU for {command}"))?;
         let deadline = Instant::now() + ANSWER;
         loop {
             match self.receive(deadline)? {
@@ -130,11 +119,7 @@ impl Qmp {
     }
 
     /// Waits for an event, passing over others.
-    pub fn wait_for(
-        &mut self,
-        timeout: Duration,
-        wanted: impl Fn(&Event) -> bool,
-    ) -> Result<Event> {
+    pub fn wait_for(&mut self, timeout: Duration, wanted: impl Fn(&Event) -> bool) -> Result<Event> {
         let deadline = Instant::now() + timeout;
         loop {
             while let Some(event) = self.events.pop_front() {
@@ -158,17 +143,13 @@ impl Qmp {
             if left.is_zero() {
                 return Err(Error::new("QEMU did not answer in time"));
             }
-            self.stream
-                .set_read_timeout(Some(left))
-                .context("waiting for QEMU")?;
+            self.stream.set_read_timeout(Some(left)).context("waiting for QEMU")?;
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Err(Error::new("QEMU is gone")),
                 Ok(count) => self.lines.push(&buffer[..count]),
                 Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) => {}
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+                }
                 Err(error) => return Err(error).context("reading from QEMU"),
             }
         }
@@ -190,10 +171,7 @@ mod tests {
         );
         assert_eq!(
             message(r#"{"event": "DEVICE_DELETED", "data": {"device": "disk1"}, "timestamp": {}}"#),
-            Message::Event(Event {
-                name: "DEVICE_DELETED".into(),
-                data: json!({ "device": "disk1" }),
-            })
+            Message::Event(Event { name: "DEVICE_DELETED".into(), data: json!({ "device": "disk1" }) })
         );
         assert!(parse_message(b"{}").is_err());
         assert!(parse_message(b"hello").is_err());
@@ -223,11 +201,7 @@ mod tests {
         let mut qmp = Qmp::new(ours).unwrap();
         let answer = qmp.execute("query-status", json!({})).unwrap();
         assert_eq!(answer["status"], "running");
-        let event = qmp
-            .wait_for(Duration::from_secs(1), |event| {
-                event.name == "DEVICE_DELETED"
-            })
-            .unwrap();
+        let event = qmp.wait_for(Duration::from_secs(1), |event| event.name == "DEVICE_DELETED").unwrap();
         assert_eq!(event.data["device"], "d");
         let refused = qmp.execute("quit", json!({})).unwrap_err();
         assert_eq!(refused.to_string(), "QEMU refused quit: no");

@@ -6,13 +6,9 @@ use crate::error::{Context, Error, Result};
 
 /// Splits `text` into its number and its unit.
 fn split(text: &str) -> Result<(u64, &str)> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
-    let number = number
-        .parse()
-        .context(format_args!("`{text}` does not start with a whole number"))?;
+    let number = number.parse().context(format_args!("`{text}` does not start with a whole number"))?;
     Ok((number, unit))
 }
 
@@ -30,9 +26,7 @@ pub fn parse_size(text: &str) -> Result<u64> {
             return Err(Error::new(format!("`{text}`: the units are K, M, G and T")));
         }
     };
-    number
-        .checked_mul(1 << shift)
-        .context(format_args!("`{text}` is too large"))
+    number.checked_mul(1 << shift).context(format_args!("`{text}` is too large"))
 }
 
 /// A duration from `500ms`, `30s`, `10m`, `1h`; a bare number is seconds.
@@ -44,14 +38,10 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
         "m" => 60,
         "h" => 3600,
         _ => {
-            return Err(Error::new(format!(
-                "`{text}`: the units are ms, s, m and h"
-            )));
+            return Err(Error::new(format!("`{text}`: the units are ms, s, m and h")));
         }
     };
-    let seconds = number
-        .checked_mul(per_unit)
-        .context(format_args!("`{text}` is too long"))?;
+    let seconds = number.checked_mul(per_unit).context(format_args!("`{text}` is too long"))?;
     Ok(Duration::from_secs(seconds))
 }
 
@@ -61,14 +51,9 @@ mod tests {
 
     #[test]
     fn sizes_are_binary() {
-        for (text, bytes) in [
-            ("512", 512),
-            ("64k", 65_536),
-            ("20G", 20 << 30),
-            ("20Gi", 20 << 30),
-            ("20GiB", 20 << 30),
-            ("2T", 2 << 40),
-        ] {
+        for (text, bytes) in
+            [("512", 512), ("64k", 65_536), ("20G", 20 << 30), ("20Gi", 20 << 30), ("20GiB", 20 << 30), ("2T", 2 << 40)]
+        {
             assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
         }
     }
@@ -82,18 +67,10 @@ mod tests {
 
     #[test]
     fn durations_have_units() {
-        for (text, milliseconds) in [
-            ("500ms", 500),
-            ("90", 90_000),
-            ("30s", 30_000),
-            ("10m", 600_000),
-            ("1h", 3_600_000),
-        ] {
-            assert_eq!(
-                parse_duration(text).unwrap(),
-                Duration::from_millis(milliseconds),
-                "{text}"
-            );
+        for (text, milliseconds) in
+            [("500ms", 500), ("90", 90_000), ("30s", 30_000), ("10m", 600_000), ("1h", 3_600_000)]
+        {
+            assert_eq!(parse_duration(text).unwrap(), Duration::from_millis(milliseconds), "{text}");
         }
         assert!(parse_duration("10 minutes").is_err());
         assert!(parse_duration("").is_err());

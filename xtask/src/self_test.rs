@@ -26,26 +26,22 @@ pub struct SelfTest {
 }
 
 impl SelfTest {
+    /// Tests with this accelerator.
+    pub fn new(accel: Choice) -> Self {
+        Self { accel }
+    }
+
     /// Runs every test; the exit code says whether all passed.
     pub fn run(self) -> Result<u8> {
         let image = Image::ensure()?;
-        let lab = Lab {
-            accelerator: self.accel.resolve(&image)?,
-            image,
-        };
+        let lab = Lab { accelerator: self.accel.resolve(&image)?, image };
         let tests: [(&str, Test); 7] = [
             ("output and exit codes pass through", Lab::exit_codes),
             ("a guest that dies is told from one that fails", Lab::death),
             ("a wedged guest is ended in time", Lab::timeout),
             ("disks are of the kind and size asked for", Lab::kinds),
-            (
-                "a thin pool on kept disks is there in the next boot",
-                Lab::keep,
-            ),
-            (
-                "what was written before a power cut is there after it",
-                Lab::cut,
-            ),
+            ("a thin pool on kept disks is there in the next boot", Lab::keep),
+            ("what was written before a power cut is there after it", Lab::cut),
             ("disks come and go", Lab::plug),
         ];
         let mut failed = 0;
@@ -106,10 +102,7 @@ impl Lab {
         expect(&mut machine, PATIENCE, Ending::Exit(3))?;
         same(&lines.iter().collect::<Vec<_>>().join("\n"), "out")?;
         same(&error_lines.iter().collect::<Vec<_>>().join("\n"), "err")?;
-        println!(
-            "vm: from launch to exit code in {:.1} s",
-            started.elapsed().as_secs_f64()
-        );
+        println!("vm: from launch to exit code in {:.1} s", started.elapsed().as_secs_f64());
         same(&self.output("", None, "true")?, "")
     }
 
@@ -170,9 +163,7 @@ impl Lab {
         let mut machine = builder.disk_folder(folder.path()).boot()?;
         let mut last = 0;
         while last < 20 {
-            let line = lines
-                .recv_timeout(PATIENCE)
-                .context("waiting for the guest to write")?;
+            let line = lines.recv_timeout(PATIENCE).context("waiting for the guest to write")?;
             last = line.parse::<u32>().context("the guest's line")?;
         }
         machine.kill();
@@ -180,12 +171,8 @@ impl Lab {
         if let Some(line) = lines.iter().last() {
             last = line.parse().context("the guest's line")?;
         }
-        let read =
-            format!("dd if=/dev/disk/vm/disk0 bs=512 skip={last} count=1 status=none | head -n 1");
-        same(
-            &self.output("ssd:1G", Some(folder.path()), &read)?,
-            &format!("{last:07}"),
-        )
+        let read = format!("dd if=/dev/disk/vm/disk0 bs=512 skip={last} count=1 status=none | head -n 1");
+        same(&self.output("ssd:1G", Some(folder.path()), &read)?, &format!("{last:07}"))
     }
 
     fn plug(&self) -> Result<()> {
@@ -205,20 +192,13 @@ impl Lab {
         if !machine.wait_started(PATIENCE) {
             return Err(Error::new("the command did not start"));
         }
-        let next = || {
-            lines
-                .recv_timeout(PATIENCE)
-                .context("waiting for the guest")
-        };
+        let next = || lines.recv_timeout(PATIENCE).context("waiting for the guest");
         machine.plug(&"ssd:20G".parse()?, "late")?;
         same(&next()?, "came")?;
         machine.yank("late")?;
         same(&next()?, "went")?;
         expect(&mut machine, PATIENCE, Ending::Exit(0))?;
-        same(
-            &lines.iter().collect::<Vec<_>>().join(" "),
-            "more more more bare refused",
-        )
+        same(&lines.iter().collect::<Vec<_>>().join(" "), "more more more bare refused")
     }
 }
 
@@ -227,10 +207,7 @@ fn expect(machine: &mut Machine, timeout: Duration, wanted: Ending) -> Result<()
     if ending == wanted {
         return Ok(());
     }
-    Err(Error::new(format!(
-        "the machine ended with {ending:?} instead of {wanted:?}\n{}",
-        machine.last_words()
-    )))
+    Err(Error::new(format!("the machine ended with {ending:?} instead of {wanted:?}\n{}", machine.last_words())))
 }
 
 fn same(is: &str, wanted: &str) -> Result<()> {

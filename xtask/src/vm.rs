@@ -82,9 +82,7 @@ impl Vm {
         packages::ensure(&tools)?;
         let accelerator = self.accel.resolve(&image)?;
         let started = Instant::now();
-        let mut machine = self
-            .builder(Machine::builder(&image, accelerator))?
-            .boot()?;
+        let mut machine = self.builder(Machine::builder(&image, accelerator))?.boot()?;
         if let Some(after) = self.kill_after
             && machine.wait_started(self.timeout)
         {
@@ -97,9 +95,7 @@ impl Vm {
             }
         }
         match machine.wait(self.timeout)? {
-            Ending::Exit(code) => {
-                u8::try_from(code).context(format_args!("the guest's exit code {code}"))
-            }
+            Ending::Exit(code) => u8::try_from(code).context(format_args!("the guest's exit code {code}")),
             Ending::Cut => Ok(NO_EXIT_CODE),
             ending @ (Ending::Died | Ending::TimedOut) => {
                 let what = match ending {
@@ -130,10 +126,7 @@ impl Vm {
         for tool in &self.tools {
             builder = builder.tool(tool)?;
         }
-        let (first, arguments) = self
-            .command
-            .split_first()
-            .ok_or_else(|| Error::new("no command"))?;
+        let (first, arguments) = self.command.split_first().ok_or_else(|| Error::new("no command"))?;
         let script = if Path::new(first).is_file() {
             builder = builder.file(Path::new(first))?;
             let program = format!("/guest/{}", guest_name(Path::new(first))?);
