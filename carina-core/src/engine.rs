@@ -308,7 +308,7 @@ impl VolumeService for Engine {
         Ok(volumes)
     }
 
-    async fn room(&self, volume_type: VolumeType, group: &GroupSelector) -> Result<Room> {
+    async fn room(&self, volume_type: VolumeType, group: &GroupSelector, _node: Option<&str>) -> Result<Room> {
         let groups = self.inner.groups().await?;
         let matching = || groups.iter().filter(|g| g.matches(volume_type, group) && !g.health.is_failed());
         Ok(Room {

@@ -46,7 +46,7 @@ pub use placement::{MostRoom, Placement, candidates};
 pub use plan::{GroupPlan, Left, PlanStep, PlannedDisk, WhyLeft};
 pub use pool::PoolShape;
 pub use select::{SelectedBy, Selection};
-pub use volume::{FsType, GroupSelector, SizeRange, Volume, VolumeRequest, VolumeType};
+pub use volume::{ClaimName, FsType, GroupSelector, SizeRange, Volume, VolumeRequest, VolumeType};
 
 #[cfg(feature = "engine")]
 pub use backend::{Capabilities, Recovery, VolumeBackend};

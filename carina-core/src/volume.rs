@@ -189,6 +189,21 @@ pub struct VolumeRequest {
     pub exclusive: bool,
     /// The size that it may be grown to one day, where the class says; pools are shaped for it.
     pub may_grow_to: Option<Bytes>,
+    /// The nodes that it may go to; none named means any. On one machine there is nothing to choose.
+    #[serde(default)]
+    pub nodes: Vec<String>,
+    /// The claim that it is made for, where there is one: a label for people, no part of the request.
+    #[serde(default)]
+    pub claim: Option<ClaimName>,
+}
+
+/// The name of a PersistentVolumeClaim.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ClaimName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name there.
+    pub name: String,
 }
 
 impl VolumeRequest {
@@ -202,6 +217,8 @@ impl VolumeRequest {
             group: GroupSelector::Any,
             exclusive: false,
             may_grow_to: None,
+            nodes: Vec::new(),
+            claim: None,
         }
     }
 
@@ -249,6 +266,9 @@ pub struct Volume {
     pub id: VolumeId,
     /// The name by which it was asked for.
     pub name: VolumeName,
+    /// The node that it lives on, where there are several; on one machine there is nothing to name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// The group it lives in.
     pub group: GroupName,
     /// Its size.

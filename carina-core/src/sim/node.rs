@@ -290,6 +290,7 @@ impl State {
         Some(Volume {
             id: volume.id.clone(),
             name: volume.name.clone(),
+            node: None,
             group: volume.group.clone(),
             size: volume.size?,
             volume_type: VolumeType::Lvm,
