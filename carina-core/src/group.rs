@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Error, GroupName, GroupSelector, Health, Medium, NoCapacity, PoolShape, Result, VolumeType};
+use crate::{Bytes, Error, GroupName, GroupSelector, Health, Medium, NoCapacity, PoolShape, Result, VolumeCost, VolumeType};
 
 /// Space that admission leaves really free after a new volume, beside the reserve.
 pub const REALLY_FREE: Bytes = Bytes::GIB;
@@ -76,7 +76,8 @@ impl DeviceGroup {
     }
 
     /// What the sum of volume sizes may still grow by.
-    fn promise(&self) -> Bytes {
+    #[must_use]
+    pub fn promise(&self) -> Bytes {
         self.capacity().saturating_sub(self.reserve).saturating_sub(self.volumes_size)
     }
 
@@ -86,9 +87,7 @@ impl DeviceGroup {
     /// `None` if the size is beyond what can be written down.
     #[must_use]
     pub fn footprint(&self, size: Bytes, may_grow_to: Option<Bytes>) -> Option<Bytes> {
-        let size = size.checked_round_up(self.extent)?;
-        let metadata = PoolShape::for_volume(size, may_grow_to).metadata(size, self.extent)?;
-        size.checked_add(metadata)?.checked_add(metadata.saturating_sub(self.metadata_spare))
+        VolumeCost::new(size, may_grow_to, self.extent)?.footprint(self.metadata_spare)
     }
 
     /// What growing a volume takes from the group's free space: the added extents, the growth of its

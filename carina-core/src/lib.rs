@@ -18,6 +18,7 @@ mod pattern;
 mod placement;
 mod plan;
 mod pool;
+mod raw_disk;
 mod select;
 mod volume;
 
@@ -44,7 +45,8 @@ pub use name::{GroupName, VOLUME_PREFIX, VolumeId, VolumeName};
 pub use pattern::{Matched, Pattern};
 pub use placement::{MostRoom, Placement, candidates};
 pub use plan::{GroupPlan, Left, PlanStep, PlannedDisk, WhyLeft};
-pub use pool::PoolShape;
+pub use pool::{PoolShape, VolumeCost};
+pub use raw_disk::{Gap, MAX_PARTITIONS, PARTITION_ALIGNMENT, RawDisk};
 pub use select::{SelectedBy, Selection};
 pub use volume::{ClaimName, FsType, GroupSelector, SizeRange, Volume, VolumeRequest, VolumeType};
 

@@ -75,6 +75,38 @@ impl PoolShape {
     }
 }
 
+/// What a volume with a pool of its own takes from a group, before the group's metadata spare.
+///
+/// Several volumes of one group add up: their sizes, their metadata, and one spare as large as the
+/// largest metadata among them and the group's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct VolumeCost {
+    /// Its size in whole extents.
+    pub size: Bytes,
+    /// Its pool's metadata in whole extents.
+    pub metadata: Bytes,
+}
+
+impl VolumeCost {
+    /// What a new volume costs in a group with this extent.
+    ///
+    /// `None` if the size is beyond what can be written down.
+    #[must_use]
+    pub fn new(size: Bytes, may_grow_to: Option<Bytes>, extent: Bytes) -> Option<Self> {
+        let size = size.checked_round_up(extent)?;
+        let metadata = PoolShape::for_volume(size, may_grow_to).metadata(size, extent)?;
+        Some(Self { size, metadata })
+    }
+
+    /// What it takes from the free space of a group that keeps this much spare.
+    ///
+    /// `None` if the sum is beyond what can be written down.
+    #[must_use]
+    pub fn footprint(self, spare: Bytes) -> Option<Bytes> {
+        self.size.checked_add(self.metadata)?.checked_add(self.metadata.saturating_sub(spare))
+    }
+}
+
 /// The most data that chunks of this size map with 128 MiB of metadata.
 const fn mapped_by_aim(chunk: Bytes) -> Bytes {
     Bytes(chunk.get().saturating_mul(METADATA_AIM.get() / METADATA_PER_CHUNK))
