@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Bytes, Error, FsType, GroupName, GroupSelector, Medium, Result, VolumeType};
+use crate::{Bytes, Error, FsType, GroupName, GroupSelector, Medium, Result, VolumeType, Wipe};
 
 /// `csi.storage.k8s.io/fstype`, and every other key that the sidecars add.
 const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
 /// The parameters that Carina knows.
-const KNOWN: [&str; 7] = [
+const KNOWN: [&str; 8] = [
     "carina.storage.io/disk-type",
     "carina.storage.io/disk-group-name",
     "carina.storage.io/volume-type",
     "carina.storage.io/exclusively-raw-disk",
     "carina.storage.io/expansion-limit",
     "carina.storage.io/mkfs-options",
+    "carina.storage.io/wipe",
     "csi.storage.k8s.io/fstype",
 ];
 /// What the Go Carina had and this one refuses for now: bcache and host directories.
@@ -42,6 +43,8 @@ pub struct ClassParameters {
     pub may_grow_to: Option<Bytes>,
     /// `carina.storage.io/mkfs-options`: further arguments for mkfs, split at white space.
     pub mkfs_options: Vec<String>,
+    /// `carina.storage.io/wipe`: zero (the default) or none, what becomes of a deleted volume's blocks.
+    pub wipe: Wipe,
 }
 
 impl ClassParameters {
@@ -98,7 +101,12 @@ impl ClassParameters {
         let mkfs_options: Vec<String> = get("carina.storage.io/mkfs-options")
             .map(|v| v.split_whitespace().map(str::to_owned).collect())
             .unwrap_or_default();
-        Ok(Self { volume_type, group, exclusive, fs_type, may_grow_to, mkfs_options })
+        let wipe = match get("carina.storage.io/wipe") {
+            None | Some("zero") => Wipe::Zero,
+            Some("none") => Wipe::None,
+            Some(other) => return Err(bad("carina.storage.io/wipe", other, "zero (the default) or none")),
+        };
+        Ok(Self { volume_type, group, exclusive, fs_type, may_grow_to, mkfs_options, wipe })
     }
 }
 
@@ -165,6 +173,13 @@ mod tests {
         assert_eq!(parse(&both).unwrap().group, ssd);
         let apart = [("carina.storage.io/disk-type", "hdd"), ("carina.storage.io/disk-group-name", "ssd")];
         assert!(matches!(parse(&apart), Err(Error::InvalidArgument(_))));
+    }
+
+    #[test]
+    fn blocks_are_zeroed_unless_the_class_says_not_to() {
+        assert_eq!(parse(&[]).unwrap().wipe, Wipe::Zero);
+        assert_eq!(parse(&[("carina.storage.io/wipe", "none")]).unwrap().wipe, Wipe::None);
+        assert!(matches!(parse(&[("carina.storage.io/wipe", "discard")]), Err(Error::InvalidArgument(_))));
     }
 
     #[test]

@@ -12,8 +12,9 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::{
-    Capabilities, DeviceGroup, Disk, Error, FormatRecord, GroupName, GroupSelector, Placement, PlanStep, Recovery,
-    Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeService, VolumeType,
+    Bytes, Capabilities, DeviceGroup, Disk, Error, FormatRecord, GroupName, GroupSelector, Placement, PlanStep,
+    Recovery, Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeService,
+    VolumeType,
 };
 use operations::{Operation, Operations};
 use queue::Queues;
@@ -308,12 +309,26 @@ impl VolumeService for Engine {
         Ok(volumes)
     }
 
-    async fn room(&self, volume_type: VolumeType, group: &GroupSelector, _node: Option<&str>) -> Result<Room> {
+    async fn room(
+        &self,
+        volume_type: VolumeType,
+        group: &GroupSelector,
+        exclusive: bool,
+        _node: Option<&str>,
+    ) -> Result<Room> {
         let groups = self.inner.groups().await?;
         let matching = || groups.iter().filter(|g| g.matches(volume_type, group) && !g.health.is_failed());
+        let (available, largest): (Bytes, Option<Bytes>) = if exclusive {
+            (
+                matching().map(DeviceGroup::available_exclusive).sum(),
+                matching().map(DeviceGroup::largest_exclusive).max(),
+            )
+        } else {
+            (matching().map(DeviceGroup::available).sum(), matching().map(|g| g.largest(None)).max())
+        };
         Ok(Room {
-            available: matching().map(DeviceGroup::available).sum(),
-            largest: matching().map(|g| g.largest(None)).max().unwrap_or_default(),
+            available,
+            largest: largest.unwrap_or_default(),
             smallest: matching().map(|g| g.extent).min().unwrap_or_default(),
         })
     }

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Error, GroupName, GroupSelector, Health, Medium, NoCapacity, PoolShape, Result, VolumeCost, VolumeType};
+use crate::{
+    Bytes, Error, GroupName, GroupSelector, Health, Medium, NoCapacity, PoolShape, RawDisk, Result, VolumeCost,
+    VolumeRequest, VolumeType, best_fit, smallest_whole,
+};
 
 /// Space that admission leaves really free after a new volume, beside the reserve.
 pub const REALLY_FREE: Bytes = Bytes::GIB;
@@ -40,6 +43,9 @@ pub struct DeviceGroup {
     pub reserve: Bytes,
     /// The kernel names of its disks.
     pub disks: Vec<String>,
+    /// Raw groups only: its disks with their gaps, those alone that take new volumes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub raw_disks: Vec<RawDisk>,
     /// Its state.
     pub health: Health,
 }
@@ -63,9 +69,14 @@ impl DeviceGroup {
     }
 
     /// What may still be promised: capacity less the reserve and the volumes, and no more than what
-    /// is really free beyond 1 GiB.
+    /// is really free beyond 1 GiB. A raw group keeps no reserve: what its gaps hold may be promised, in
+    /// pieces of at most [`DeviceGroup::largest`].
     #[must_use]
     pub fn available(&self) -> Bytes {
+        if self.volume_type == VolumeType::Raw {
+            let open = self.raw_disks.iter().filter(|disk| disk.slots_left() > 0);
+            return open.flat_map(RawDisk::usable_gaps).map(|gap| gap.size).sum();
+        }
         self.promise().min(self.free.saturating_sub(REALLY_FREE))
     }
 
@@ -87,6 +98,9 @@ impl DeviceGroup {
     /// `None` if the size is beyond what can be written down.
     #[must_use]
     pub fn footprint(&self, size: Bytes, may_grow_to: Option<Bytes>) -> Option<Bytes> {
+        if self.volume_type == VolumeType::Raw {
+            return size.checked_round_up(self.extent);
+        }
         VolumeCost::new(size, may_grow_to, self.extent)?.footprint(self.metadata_spare)
     }
 
@@ -103,8 +117,40 @@ impl DeviceGroup {
             .checked_add(metadata.saturating_sub(self.metadata_spare))
     }
 
+    /// Whether what is asked fits here: [`DeviceGroup::admit`], or a whole disk for an exclusive volume.
+    ///
+    /// # Errors
+    /// As [`DeviceGroup::admit`]; [`Error::OutOfRange`] if the smallest disk that an exclusive volume
+    /// could have is above the limit asked for.
+    pub fn admit_request(&self, request: &VolumeRequest) -> Result<()> {
+        if !(self.volume_type == VolumeType::Raw && request.exclusive) {
+            return self.admit(request.size.required(), request.may_grow_to);
+        }
+        if let Health::Failed { evidence } = &self.health {
+            return Err(Error::Unhealthy(format!("group {} takes no new volumes: {evidence}", self.name)));
+        }
+        let asked = request.size.required();
+        match (smallest_whole(&self.raw_disks, asked), request.size.limit()) {
+            (None, _) => Err(self.no_room(
+                asked,
+                self.largest_exclusive(),
+                "an exclusive volume needs a disk with nobody on it; add a disk, or delete the volumes of one"
+                    .to_owned(),
+            )),
+            (Some((disk, whole)), Some(limit)) if whole.size > limit => Err(Error::OutOfRange(format!(
+                "an exclusive volume has its disk whole, and the smallest that fits, {}, gives {} ({} bytes) while at                  most {limit} ({} bytes) was asked for; raise the limit, or ask for a shared volume",
+                disk.name,
+                whole.size,
+                whole.size.get(),
+                limit.get()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a new volume of this size fits, by the two rules of admission: the sum of volume sizes
     /// stays within the capacity less the reserve, and at least 1 GiB is really free after its footprint.
+    /// In a raw group one gap must take it.
     ///
     /// # Errors
     /// [`Error::Unhealthy`] if the group takes no volumes, [`Error::NoCapacity`] with the largest size
@@ -149,11 +195,29 @@ impl DeviceGroup {
         Err(self.no_room(to, largest, self.room_detail()))
     }
 
+    /// The largest exclusive volume that could be made: the largest disk with nobody on it.
+    #[must_use]
+    pub fn largest_exclusive(&self) -> Bytes {
+        if self.health.is_failed() {
+            return Bytes::ZERO;
+        }
+        self.raw_disks.iter().filter_map(RawDisk::whole).map(|gap| gap.size).max().unwrap_or_default()
+    }
+
+    /// What exclusive volumes could still have in all: every disk with nobody on it.
+    #[must_use]
+    pub fn available_exclusive(&self) -> Bytes {
+        self.raw_disks.iter().filter_map(RawDisk::whole).map(|gap| gap.size).sum()
+    }
+
     /// The largest size that [`DeviceGroup::admit`] takes for a new volume; zero if none.
     #[must_use]
     pub fn largest(&self, may_grow_to: Option<Bytes>) -> Bytes {
         if self.health.is_failed() || self.volumes_left == 0 {
             return Bytes::ZERO;
+        }
+        if self.volume_type == VolumeType::Raw {
+            return self.raw_disks.iter().map(RawDisk::largest_shared).max().unwrap_or_default();
         }
         // Within one shape of the pool the footprint rises with the size; from one shape to the next it
         // falls. So each shape is searched on its own.
@@ -167,6 +231,9 @@ impl DeviceGroup {
 
     fn fits(&self, size: Bytes, may_grow_to: Option<Bytes>) -> bool {
         let Some(rounded) = size.checked_round_up(self.extent) else { return false };
+        if self.volume_type == VolumeType::Raw {
+            return best_fit(&self.raw_disks, rounded).is_some();
+        }
         rounded <= self.promise()
             && self
                 .footprint(rounded, may_grow_to)
@@ -179,6 +246,15 @@ impl DeviceGroup {
     }
 
     fn room_detail(&self) -> String {
+        if self.volume_type == VolumeType::Raw {
+            return format!(
+                "{} of {} free in gaps on {} disks, of which a volume takes one; add a disk, delete volumes or ask for \
+                 less",
+                self.available(),
+                self.size,
+                self.raw_disks.len()
+            );
+        }
         format!(
             "{} of {} free, {} promised to {} volumes, {} kept in reserve; add a disk, delete volumes or ask for less",
             self.free, self.size, self.volumes_size, self.volumes, self.reserve
@@ -235,6 +311,7 @@ mod tests {
             extent: Bytes::mib(4),
             metadata_spare: Bytes::ZERO,
             reserve: DEFAULT_RESERVE,
+            raw_disks: Vec::new(),
             disks: vec!["sdb".to_owned()],
             health: Health::Ok,
         }
@@ -280,6 +357,44 @@ mod tests {
             assert!(group.admit(size, None).is_err());
             assert!(group.admit(size, Some(Bytes::MAX)).is_err());
         }
+    }
+
+    fn raw_disk(name: &str, gaps: &[(u64, u64)], partitions: u32, exclusive: bool) -> RawDisk {
+        let gaps = gaps.iter().map(|(start, size)| crate::Gap { start: Bytes::mib(*start), size: Bytes::mib(*size) });
+        RawDisk { name: name.to_owned(), size: Bytes::gib(20), gaps: gaps.collect(), partitions, exclusive }
+    }
+
+    #[test]
+    fn a_raw_group_promises_what_one_gap_takes() {
+        let raw = DeviceGroup {
+            volume_type: VolumeType::Raw,
+            extent: Bytes::MIB,
+            reserve: Bytes::ZERO,
+            raw_disks: vec![
+                raw_disk("sdb", &[(1, 3000), (5000, 2000)], 2, false),
+                raw_disk("sdc", &[(1, 4000)], 0, false),
+                raw_disk("sdd", &[(1, 9000)], 1, true),
+            ],
+            ..group(Bytes::gib(60))
+        };
+        assert_eq!(raw.available(), Bytes::mib(9000));
+        assert_eq!(raw.largest(None), Bytes::mib(4000));
+        assert_eq!(raw.admit(Bytes::mib(4000), None), Ok(()));
+        let error = raw.admit(Bytes(Bytes::mib(4000).get() + 1), None).unwrap_err();
+        assert!(matches!(&error, Error::NoCapacity(n) if n.available == Bytes::mib(4000)), "{error}");
+
+        let ask = |size, limit: Option<u64>| VolumeRequest {
+            volume_type: VolumeType::Raw,
+            exclusive: true,
+            ..VolumeRequest::new(
+                "a".parse().unwrap(),
+                crate::SizeRange::new(Bytes::mib(size), limit.map(Bytes::mib)).unwrap(),
+            )
+        };
+        assert_eq!((raw.largest_exclusive(), raw.available_exclusive()), (Bytes::mib(4000), Bytes::mib(4000)));
+        assert_eq!(raw.admit_request(&ask(10, None)), Ok(()));
+        assert!(matches!(raw.admit_request(&ask(10, Some(3999))), Err(Error::OutOfRange(_))));
+        assert!(matches!(raw.admit_request(&ask(4001, None)), Err(Error::NoCapacity(_))));
     }
 
     proptest! {

@@ -46,9 +46,9 @@ pub use pattern::{Matched, Pattern};
 pub use placement::{MostRoom, Placement, candidates};
 pub use plan::{GroupPlan, Left, PlanStep, PlannedDisk, WhyLeft};
 pub use pool::{PoolShape, VolumeCost};
-pub use raw_disk::{Gap, MAX_PARTITIONS, PARTITION_ALIGNMENT, RawDisk};
+pub use raw_disk::{Gap, MAX_PARTITIONS, PARTITION_ALIGNMENT, RawDisk, best_fit, smallest_whole};
 pub use select::{SelectedBy, Selection};
-pub use volume::{ClaimName, FsType, GroupSelector, SizeRange, Volume, VolumeRequest, VolumeType};
+pub use volume::{ClaimName, FsType, GroupSelector, SizeRange, Volume, VolumeRequest, VolumeType, Wipe};
 
 #[cfg(feature = "engine")]
 pub use backend::{Capabilities, Recovery, VolumeBackend};

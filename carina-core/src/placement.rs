@@ -65,11 +65,15 @@ pub struct MostRoom;
 impl Placement for MostRoom {
     fn hold(&self, request: &VolumeRequest, groups: &[DeviceGroup]) -> Result<GroupName> {
         let candidates = candidates(request, groups)?;
-        let best = candidates
-            .iter()
-            .max_by(|a, b| a.available().cmp(&b.available()).then_with(|| b.name.cmp(&a.name)))
+        let admitted = candidates.iter().filter(|group| group.admit_request(request).is_ok());
+        let roomiest =
+            |a: &&&DeviceGroup, b: &&&DeviceGroup| a.available().cmp(&b.available()).then_with(|| b.name.cmp(&a.name));
+        // If no group admits it, the roomiest says why.
+        let best = admitted
+            .max_by(roomiest)
+            .or_else(|| candidates.iter().max_by(roomiest))
             .ok_or_else(|| Error::Precondition("no group matches".to_owned()))?;
-        best.admit(request.size.required(), request.may_grow_to)?;
+        best.admit_request(request)?;
         Ok(best.name.clone())
     }
 

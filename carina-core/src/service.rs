@@ -44,9 +44,16 @@ pub trait VolumeService: Send + Sync + 'static {
     /// Every volume, ordered by id.
     async fn list(&self) -> Result<Vec<Volume>>;
 
-    /// The room for new volumes of this type in the groups that match, on one node or on all. Where
-    /// there is one machine only, every node is this one.
-    async fn room(&self, volume_type: VolumeType, group: &GroupSelector, node: Option<&str>) -> Result<Room>;
+    /// The room for new volumes of this type in the groups that match, on one node or on all; for
+    /// exclusive ones, the disks that nobody is on. Where there is one machine only, every node is this
+    /// one.
+    async fn room(
+        &self,
+        volume_type: VolumeType,
+        group: &GroupSelector,
+        exclusive: bool,
+        node: Option<&str>,
+    ) -> Result<Room>;
 
     /// How many volumes this node can hold in all, where there is a ceiling.
     async fn max_volumes(&self) -> Result<Option<u64>>;

@@ -174,6 +174,18 @@ impl fmt::Display for GroupSelector {
     }
 }
 
+/// What becomes of a volume's blocks when it is deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wipe {
+    /// They read as zeroes before the space is handed out again.
+    #[default]
+    Zero,
+    /// They stay as they are, and the next tenant of the space may read them: for classes whose data
+    /// is nobody's secret.
+    None,
+}
+
 /// What a new volume is asked to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeRequest {
@@ -189,6 +201,9 @@ pub struct VolumeRequest {
     pub exclusive: bool,
     /// The size that it may be grown to one day, where the class says; pools are shaped for it.
     pub may_grow_to: Option<Bytes>,
+    /// What becomes of its blocks when it is deleted, where the storage doesn't read as zeroes by itself.
+    #[serde(default)]
+    pub wipe: Wipe,
     /// The nodes that it may go to; none named means any. On one machine there is nothing to choose.
     #[serde(default)]
     pub nodes: Vec<String>,
@@ -219,6 +234,7 @@ impl VolumeRequest {
             may_grow_to: None,
             nodes: Vec::new(),
             claim: None,
+            wipe: Wipe::Zero,
         }
     }
 

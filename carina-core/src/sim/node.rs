@@ -272,6 +272,7 @@ impl State {
             extent: EXTENT,
             metadata_spare: group.spare,
             reserve: self.hardware.reserve,
+            raw_disks: Vec::new(),
             disks: members().map(|disk| disk.disk.name.clone()).collect(),
             health: if lost.is_empty() {
                 Health::Ok
