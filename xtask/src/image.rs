@@ -7,6 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::archive::{self, Archive};
@@ -68,6 +69,9 @@ pub struct Image {
     pub kernel: PathBuf,
     /// The base archive; a run appends its own files to it.
     pub base: PathBuf,
+    /// Locked for as long as the image is in use, so that nobody who builds a
+    /// newer one removes it.
+    _in_use: Arc<File>,
 }
 
 impl Image {
@@ -94,7 +98,9 @@ impl Image {
             fs::rename(&unfinished, &base).context("putting the image into its place")?;
             eprintln!("xtask: built the guest's image in {:.1} s", started.elapsed().as_secs_f64());
         }
-        Ok(Self { cache, kernel: kernel.image, base })
+        let in_use = File::open(&base).context("opening the image")?;
+        in_use.lock_shared().context("locking the image")?;
+        Ok(Self { cache, kernel: kernel.image, base, _in_use: Arc::new(in_use) })
     }
 }
 
@@ -118,7 +124,8 @@ fn forget_old_images(cache: &Path) -> Result<()> {
     for entry in fs::read_dir(cache).context("reading the cache")? {
         let path = entry.context("reading the cache")?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with("base-") {
+        let unused = File::open(&path).is_ok_and(|image| image.try_lock().is_ok());
+        if name.starts_with("base-") && unused {
             fs::remove_file(&path).context(format_args!("removing {}", path.display()))?;
         }
     }

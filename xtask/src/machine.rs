@@ -235,7 +235,8 @@ impl<'a> Builder<'a> {
             (connect(control)?, connect(out)?, connect(err)?, connect(host)?, connect(qmp)?);
         // Connected; the guest does not need the names.
         drop(sockets);
-        lock(&machine.backplane).1 = Some(Qmp::new(qmp)?);
+        let qmp = Qmp::new(qmp).map_err(|error| machine.with_log(error))?;
+        lock(&machine.backplane).1 = Some(qmp);
         let shared = Arc::clone(&machine.shared);
         machine.readers = vec![
             thread::spawn(move || follow(control, &shared)),
