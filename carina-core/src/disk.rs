@@ -147,6 +147,8 @@ impl fmt::Display for NotBare {
 impl Disk {
     /// Every reason for which this disk is not bare; empty if it is bare and may be claimed.
     ///
+    /// That it could not be probed is a reason only where there is no other: such a disk isn't probed.
+    ///
     /// This is the rule on one look at the disk. Whoever claims it looks again at that moment, with
     /// the device opened exclusively.
     #[must_use]
@@ -176,6 +178,8 @@ impl Disk {
         match &self.signature {
             Signature::Blank => {}
             Signature::Found(signature) => reasons.push(NotBare::Signed { signature: signature.clone() }),
+            // A disk that other reasons speak against is not probed; that this wasn't done is no news then.
+            Signature::Unknown(_) if !reasons.is_empty() => {}
             Signature::Unknown(problem) => reasons.push(NotBare::Unprobed { problem: problem.clone() }),
         }
         reasons
