@@ -25,6 +25,8 @@ mod volume;
 #[cfg(feature = "engine")]
 mod backend;
 #[cfg(feature = "engine")]
+pub mod discover;
+#[cfg(feature = "engine")]
 mod engine;
 #[cfg(feature = "engine")]
 pub mod exec;

@@ -1,0 +1,263 @@
+//! The disks of this node, as the kernel shows them.
+//!
+//! Facts come from sysfs, the mount table and the swap list, without a fork. Only a disk that nothing
+//! else speaks against is probed, by one program with a deadline, and read by itself.
+
+mod ids;
+mod mounts;
+mod probe;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::exec::CommandRunner;
+use crate::{Bytes, Disk, DiskKind, Error, Medium, PlannedDisk, Result, Signature};
+use ids::Links;
+use mounts::InUse;
+
+/// The size of a sector in sysfs, whatever the device's own.
+const SECTOR: u64 = 512;
+
+/// Where the kernel shows its devices.
+#[derive(Debug, Clone)]
+pub struct Sysfs {
+    sys: PathBuf,
+    proc: PathBuf,
+    dev: PathBuf,
+}
+
+impl Default for Sysfs {
+    fn default() -> Self {
+        Self::host()
+    }
+}
+
+/// One device as sysfs shows it, before it is probed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    /// The signature is [`Signature::Blank`] here if the device is worth a probe.
+    disk: Disk,
+    /// Its number, `major:minor`.
+    number: String,
+}
+
+impl Sysfs {
+    /// This machine: `/sys`, `/proc` and `/dev`.
+    #[must_use]
+    pub fn host() -> Self {
+        Self::at("/")
+    }
+
+    /// The folders `sys`, `proc` and `dev` under `root`.
+    #[must_use]
+    pub fn at(root: impl AsRef<Path>) -> Self {
+        let root = root.as_ref();
+        Self { sys: root.join("sys"), proc: root.join("proc"), dev: root.join("dev") }
+    }
+
+    /// The node of a device: `/dev/sdb`. The kernel writes a slash in a name as `!`.
+    fn node(&self, name: &str) -> PathBuf {
+        self.dev.join(name.replace('!', "/"))
+    }
+
+    fn device(&self, name: &str) -> PathBuf {
+        self.sys.join("class/block").join(name)
+    }
+
+    /// Every device that could be a disk, ordered by name; nothing is opened.
+    fn scan(&self) -> Result<Vec<Seen>> {
+        let folder = self.sys.join("class/block");
+        let names = entries(&folder).map_err(|e| Error::io("list the disks of this node", &folder, &e))?;
+        let (links, in_use) = (Links::read(&self.dev), InUse::read(&self.proc));
+        let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
+        for name in names {
+            if let Some(device) = self.look(&name, &links, &in_use) {
+                seen.insert(name, device);
+            }
+        }
+        let mounted_parts: Vec<(String, Vec<String>)> = seen
+            .values()
+            .map(|device| {
+                let parts = device.disk.partitions.iter().filter_map(|part| seen.get(part));
+                (device.disk.name.clone(), parts.flat_map(|part| part.disk.mounts.clone()).collect())
+            })
+            .collect();
+        for (name, mounts) in mounted_parts {
+            if let Some(device) = seen.get_mut(&name) {
+                device.disk.mounts.extend(mounts);
+            }
+        }
+        Ok(seen.into_values().collect())
+    }
+
+    /// One device; `None` if it is no disk of any kind, or gone by now.
+    fn look(&self, name: &str, links: &Links, in_use: &InUse) -> Option<Seen> {
+        let device = self.device(name);
+        // The second paths of a multipath NVMe namespace are hidden, and have no device node.
+        if name.starts_with("ram") || text(&device.join("hidden")).as_deref() == Some("1") {
+            return None;
+        }
+        let kind = kind(name, &device)?;
+        let number = text(&device.join("dev"));
+        let sectors = text(&device.join("size")).and_then(|sectors| sectors.parse::<u64>().ok());
+        if (number.is_none() || sectors.is_none()) && !device.exists() {
+            return None;
+        }
+        let size = Bytes(sectors.unwrap_or_default().saturating_mul(SECTOR));
+        if size.is_zero() && kind != DiskKind::Disk {
+            return None;
+        }
+        let whole = if kind == DiskKind::Partition { whole_disk(&device) } else { device.clone() };
+        let read_only = text(&device.join("ro"));
+        let rotational = text(&whole.join("queue/rotational"));
+        let unreadable = [
+            ("its number", number.is_none()),
+            ("its size", sectors.is_none()),
+            ("whether it is read-only", read_only.is_none()),
+            ("whether it rotates", rotational.is_none()),
+        ];
+        let unreadable: Vec<&str> = unreadable.iter().filter(|(_, missing)| *missing).map(|(what, _)| *what).collect();
+        let number = number.unwrap_or_default();
+        let path = self.node(name);
+        Some(Seen {
+            disk: Disk {
+                name: name.to_owned(),
+                ids: ids::of(name, kind, &device, links),
+                size,
+                medium: if rotational.as_deref() == Some("0") { Medium::Ssd } else { Medium::Hdd },
+                kind,
+                read_only: read_only.as_deref() == Some("1"),
+                partitions: partitions(&device),
+                holders: entries(&device.join("holders")).unwrap_or_default(),
+                mounts: in_use.of(&number, &path),
+                signature: if unreadable.is_empty() {
+                    Signature::Blank
+                } else {
+                    Signature::Unknown(format!("the kernel does not say {}", unreadable.join(", ")))
+                },
+                group: None,
+                path,
+            },
+            number,
+        })
+    }
+}
+
+/// The disks of this node, ordered by name, each with what is on it.
+///
+/// A disk that cannot be read or probed is listed with [`Signature::Unknown`]; one that other reasons
+/// speak against is not probed. [`Disk::group`] is for the backends to fill in.
+///
+/// # Errors
+/// [`Error::Backend`] if sysfs itself cannot be listed.
+pub async fn disks(sysfs: &Sysfs, runner: &dyn CommandRunner) -> Result<Vec<Disk>> {
+    let mut disks = Vec::new();
+    for seen in scan(sysfs).await? {
+        disks.push(probed(seen, runner).await);
+    }
+    Ok(disks)
+}
+
+/// Looks once more at a disk that is about to be claimed.
+///
+/// # Errors
+/// [`Error::Precondition`] if it is gone, another one by now, or not bare; it says what differs.
+pub async fn recheck(sysfs: &Sysfs, runner: &dyn CommandRunner, planned: &PlannedDisk, minimum: Bytes) -> Result<Disk> {
+    let refuse = |difference: String| Err(Error::Precondition(format!("disk {}: {difference}", planned.name)));
+    let Some(seen) = scan(sysfs).await?.into_iter().find(|seen| seen.disk.name == planned.name) else {
+        return refuse("it is gone since the plan was made; scan again".to_owned());
+    };
+    if seen.disk.size != planned.size {
+        return refuse(format!(
+            "it has {} bytes now and had {} when the plan was made; scan again",
+            seen.disk.size.get(),
+            planned.size.get()
+        ));
+    }
+    let lost = planned.ids.iter().find(|id| !seen.disk.ids.contains(id));
+    if lost.is_some() || planned.ids.is_empty() && !seen.disk.ids.is_empty() {
+        return refuse(format!(
+            "it is another disk by now: its ids are {}, and were {} when the plan was made; scan again",
+            list(&seen.disk.ids),
+            list(&planned.ids)
+        ));
+    }
+    let disk = probed(seen, runner).await;
+    let reasons = disk.not_bare(minimum);
+    if !reasons.is_empty() {
+        let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+        return refuse(format!("it is not bare: {}", reasons.join("; ")));
+    }
+    Ok(disk)
+}
+
+async fn scan(sysfs: &Sysfs) -> Result<Vec<Seen>> {
+    let (looked, folder) = (sysfs.clone(), sysfs.sys.clone());
+    let scanned = tokio::task::spawn_blocking(move || looked.scan()).await;
+    scanned.map_err(|e| Error::io("list the disks of this node", folder, &io::Error::other(e)))?
+}
+
+/// The disk with its signature, probed only if nothing else speaks against it.
+async fn probed(seen: Seen, runner: &dyn CommandRunner) -> Disk {
+    let mut disk = seen.disk;
+    if disk.size.is_zero() {
+        disk.signature = Signature::Unknown("it has no medium".to_owned());
+    } else if disk.not_bare(Bytes::ZERO).is_empty() {
+        disk.signature = probe::signature(&disk, &seen.number, runner).await;
+    } else if disk.signature == Signature::Blank {
+        disk.signature = Signature::Unknown("not probed, being in use or not usable".to_owned());
+    }
+    disk
+}
+
+/// What kind of device it is; `None` for a loop device over nothing.
+fn kind(name: &str, device: &Path) -> Option<DiskKind> {
+    const NEVER: [&str; 6] = ["sr", "fd", "nbd", "rbd", "mtdblock", "zram"];
+    if device.join("partition").exists() {
+        return Some(DiskKind::Partition);
+    }
+    if name.starts_with("loop") {
+        return device.join("loop/backing_file").exists().then_some(DiskKind::Loop);
+    }
+    // Only what sits on a bus has a device behind it; device-mapper, md, bcache and drbd have none.
+    let real = device.join("device").exists() && !NEVER.iter().any(|never| name.starts_with(never));
+    Some(if real { DiskKind::Disk } else { DiskKind::Other })
+}
+
+/// The folder of the disk that a partition is on: the one above its own.
+fn whole_disk(device: &Path) -> PathBuf {
+    let real = fs::canonicalize(device).unwrap_or_else(|_| device.to_owned());
+    real.parent().map_or(real.clone(), Path::to_owned)
+}
+
+/// The kernel names of a disk's partitions.
+fn partitions(device: &Path) -> Vec<String> {
+    let inside = entries(device).unwrap_or_default();
+    inside.into_iter().filter(|name| device.join(name).join("partition").exists()).collect()
+}
+
+/// The names in a folder, ordered.
+fn entries(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        names.extend(entry?.file_name().into_string());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// What an attribute file says, without white space around; `None` if it can't be read.
+fn text(path: &Path) -> Option<String> {
+    let bytes = fs::read(path).ok()?;
+    Some(String::from_utf8_lossy(&bytes).trim().to_owned())
+}
+
+fn list(ids: &[String]) -> String {
+    if ids.is_empty() { "none".to_owned() } else { ids.join(", ") }
+}
+
+#[cfg(test)]
+#[path = "discover/tests.rs"]
+mod tests;

@@ -1,0 +1,149 @@
+//! What is on a disk, by looking at the disk itself.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::libc;
+
+use crate::exec::{Command, CommandRunner, Output};
+use crate::{Disk, DiskKind, Signature};
+
+/// How long a probe may take; a sound disk answers in milliseconds.
+const DEADLINE: Duration = Duration::from_secs(15);
+/// How much of a disk's beginning and end has to be readable: where signatures are.
+const HEAD: usize = 4 << 20;
+const TAIL: usize = 1 << 20;
+
+/// Probes a disk that nothing else speaks against.
+///
+/// `number` is the device's `major:minor` by sysfs: a device node that says otherwise is stale.
+pub(super) async fn signature(disk: &Disk, number: &str, runner: &dyn CommandRunner) -> Signature {
+    let path = disk.path.display().to_string();
+    let command = Command::new("blkid", ["-p", "-o", "export", path.as_str()]).deadline(DEADLINE).scope(&disk.name);
+    let found = match runner.run(&command).await {
+        Ok(output) => read(&output, disk.kind),
+        Err(error) => Signature::Unknown(error.to_string()),
+    };
+    if found != Signature::Blank {
+        return found;
+    }
+    // blkid answers "nothing found" for what it could not open or read, too.
+    let (path, number, size) = (disk.path.clone(), number.to_owned(), disk.size.get());
+    let look = tokio::task::spawn_blocking(move || free_and_readable(&path, &number, size));
+    match tokio::time::timeout(DEADLINE, look).await {
+        Ok(Ok(Ok(()))) => Signature::Blank,
+        Ok(Ok(Err(problem))) => Signature::Unknown(problem),
+        Ok(Err(error)) => Signature::Unknown(error.to_string()),
+        Err(_) => Signature::Unknown(format!("reading it took more than {} s", DEADLINE.as_secs())),
+    }
+}
+
+/// What blkid's answer means: status 0 is something found, 2 nothing, 8 several things at once.
+fn read(output: &Output, kind: DiskKind) -> Signature {
+    let complaint = output.stderr.trim();
+    match output.status {
+        0 => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            let tags: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once('=')).collect();
+            found(&tags, kind)
+        }
+        2 if complaint.is_empty() => Signature::Blank,
+        8 => Signature::Found("several signatures at once".to_owned()),
+        status => Signature::Unknown(format!("blkid ended with status {status}: {complaint}")),
+    }
+}
+
+fn found(tags: &[(&str, &str)], kind: DiskKind) -> Signature {
+    let get = |key: &str| tags.iter().find(|(tag, _)| *tag == key).map(|(_, value)| *value);
+    if let Some(what) = get("TYPE").or_else(|| get("PTTYPE")) {
+        return Signature::Found(what.to_owned());
+    }
+    // Of a partition blkid also tells what the table above says; that alone is nothing on it.
+    let is_entry = |tag: &str| tag == "DEVNAME" || tag.starts_with("PART_ENTRY_");
+    match tags.iter().find(|(tag, _)| !is_entry(tag)) {
+        Some((tag, value)) => Signature::Found(format!("{tag}={value}")),
+        None => match get("PART_ENTRY_NAME").filter(|name| name.starts_with("carina")) {
+            Some(name) => Signature::Found(format!("a partition of Carina's, {name}")),
+            None if kind == DiskKind::Partition => Signature::Blank,
+            None => Signature::Unknown("blkid found something and did not say what".to_owned()),
+        },
+    }
+}
+
+/// Opens the device as its only user for a moment, and reads where signatures are.
+///
+/// The exclusive open fails while the device is mounted, swapped to or held, in whatever container. It
+/// is let go at once, so that it is in nobody's way.
+fn free_and_readable(path: &Path, number: &str, size: u64) -> Result<(), String> {
+    let open = |flags: libc::c_int| OpenOptions::new().read(true).custom_flags(flags | libc::O_CLOEXEC).open(path);
+    let file = open(0).map_err(|e| format!("it cannot be opened: {e}"))?;
+    let metadata = file.metadata().map_err(|e| e.to_string())?;
+    let rdev = metadata.rdev();
+    let found = format!("{}:{}", libc::major(rdev), libc::minor(rdev));
+    if !metadata.file_type().is_block_device() || found != number {
+        return Err(format!("{} is device {found}, and the kernel says {number}", path.display()));
+    }
+    drop(open(libc::O_EXCL).map_err(|e| match e.raw_os_error() {
+        Some(libc::EBUSY) => "it is in use (an exclusive open was refused)".to_owned(),
+        _ => format!("it cannot be opened: {e}"),
+    })?);
+    let head = usize::try_from(size).unwrap_or(HEAD).min(HEAD);
+    let tail = usize::try_from(size).unwrap_or(TAIL).min(TAIL);
+    let mut buffer = vec![0; HEAD];
+    for (at, length) in [(0, head), (size.saturating_sub(tail as u64), tail)] {
+        let part = buffer.get_mut(..length).unwrap_or_default();
+        file.read_exact_at(part, at).map_err(|e: io::Error| format!("it cannot be read at byte {at}: {e}"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(status: i32, stdout: &str, stderr: &str) -> Output {
+        Output { status, stdout: stdout.as_bytes().to_vec(), stderr: stderr.to_owned() }
+    }
+
+    #[test]
+    fn answers_of_blkid() {
+        let disk = |status, stdout, stderr| read(&output(status, stdout, stderr), DiskKind::Disk);
+        let found = |what: &str| Signature::Found(what.to_owned());
+        assert_eq!(disk(0, "DEVNAME=/dev/sdb\nUUID=1\nTYPE=ext4\nUSAGE=filesystem\n", ""), found("ext4"));
+        assert_eq!(disk(0, "DEVNAME=/dev/sdb\nPTUUID=1\nPTTYPE=gpt\n", ""), found("gpt"));
+        assert_eq!(disk(0, "DEVNAME=/dev/sdb\nUSAGE=crypto\n", ""), found("USAGE=crypto"));
+        assert_eq!(disk(2, "", ""), Signature::Blank);
+        assert_eq!(disk(8, "", ""), found("several signatures at once"));
+        for (status, stdout, stderr) in [
+            (2, "", "blkid: error: /dev/sdb: Permission denied"),
+            (0, "DEVNAME=/dev/sdb\n", ""),
+            (0, "", ""),
+            (4, "", "usage"),
+            (137, "", ""),
+        ] {
+            assert!(matches!(disk(status, stdout, stderr), Signature::Unknown(_)), "{status} {stdout} {stderr}");
+        }
+    }
+
+    #[test]
+    fn a_blank_partition_is_one_of_which_only_the_table_speaks() {
+        let part = |stdout: &str| read(&output(0, stdout, ""), DiskKind::Partition);
+        let entry = "DEVNAME=/dev/sdb1\nPART_ENTRY_SCHEME=gpt\nPART_ENTRY_NUMBER=1\n";
+        assert_eq!(part(entry), Signature::Blank);
+        assert_eq!(part(&format!("{entry}PART_ENTRY_NAME=data\n")), Signature::Blank);
+        assert_eq!(part(&format!("{entry}TYPE=swap\n")), Signature::Found("swap".to_owned()));
+        let upstream = part(&format!("{entry}PART_ENTRY_NAME=carina.io/abc\n"));
+        assert!(matches!(&upstream, Signature::Found(what) if what.contains("carina.io/abc")), "{upstream:?}");
+    }
+
+    #[test]
+    fn what_is_no_block_device_is_never_blank() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let problem = free_and_readable(file.path(), "8:16", 0).unwrap_err();
+        assert!(problem.contains("the kernel says 8:16"), "{problem}");
+        assert!(free_and_readable(Path::new("/nonexistent/sdb"), "8:16", 0).is_err());
+    }
+}
