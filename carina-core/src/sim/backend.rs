@@ -28,7 +28,8 @@ pub struct SimBackend {
 }
 
 impl SimBackend {
-    /// A run over the node, with volumes that have no block device.
+    /// A run over the node, with volumes that have no block device: attached, one is its sparse file
+    /// where the node is kept in a folder, else a name and nothing more.
     #[must_use]
     pub fn new(node: Arc<SimNode>) -> Self {
         Self { node, runner: None, crashed: AtomicBool::new(false) }
@@ -87,10 +88,14 @@ impl SimBackend {
         Ok(self.node.lock())
     }
 
+    /// The sparse file of a volume, where the node is kept in a folder.
+    fn data(&self, id: &VolumeId) -> Option<PathBuf> {
+        self.node.lock().data(id)
+    }
+
     /// The sparse file of a volume that has devices, and what makes them.
     fn file(&self, id: &VolumeId) -> Option<(PathBuf, &dyn CommandRunner)> {
-        let runner = self.runner.as_deref()?;
-        Some((self.node.lock().data(id)?, runner))
+        Some((self.data(id)?, self.runner.as_deref()?))
     }
 }
 
@@ -265,11 +270,11 @@ impl VolumeBackend for SimBackend {
             to
         };
         self.step(&mut course, &what).await?;
-        if let Some((file, runner)) = self.file(id)
-            && file.exists()
-        {
+        if let Some(file) = self.data(id).filter(|file| file.exists()) {
             set_length(&file, to)?;
-            loop_device::resize(runner, &file).await?;
+            if let Some(runner) = self.runner.as_deref() {
+                loop_device::resize(runner, &file).await?;
+            }
         }
         let volume = {
             let mut state = self.alive(&what)?;
@@ -327,12 +332,15 @@ impl VolumeBackend for SimBackend {
 
     async fn attach(&self, id: &VolumeId) -> Result<PathBuf> {
         let volume = self.get(id).await?.ok_or_else(|| not_found(id))?;
-        let Some((file, runner)) = self.file(id) else {
-            // No block device, but a name that an in-memory mounter can tell volumes apart by.
+        let Some(file) = self.data(id) else {
+            // Nothing to open, but a name that an in-memory mounter can tell volumes apart by.
             return Ok(PathBuf::from("/dev/simulated").join(id.as_str()));
         };
         set_length(&file, volume.size)?;
-        loop_device::attach(runner, &file).await
+        match self.runner.as_deref() {
+            Some(runner) => loop_device::attach(runner, &file).await,
+            None => Ok(file),
+        }
     }
 
     async fn detach(&self, id: &VolumeId) -> Result<()> {

@@ -144,10 +144,11 @@ impl SimNode {
         fs::create_dir_all(&volumes_folder)
             .map_err(|e| Error::io("make the folder of the simulated node", folder, &e))?;
         let file = folder.join("node.json");
-        let hardware = match fs::read(&file) {
-            Ok(text) => parse(&file, &text)?,
+        let (hardware, new) = match fs::read(&file) {
+            Ok(text) => (parse(&file, &text)?, false),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                Hardware { disks: disks.into_iter().collect(), groups: BTreeMap::new(), reserve: DEFAULT_RESERVE }
+                let disks = disks.into_iter().collect();
+                (Hardware { disks, groups: BTreeMap::new(), reserve: DEFAULT_RESERVE }, true)
             }
             Err(e) => return Err(Error::io("read the simulated node", &file, &e)),
         };
@@ -156,13 +157,20 @@ impl SimNode {
         for entry in entries {
             let path = entry.map_err(|e| Error::io("list the volumes", &volumes_folder, &e))?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
-                let text = fs::read(&path).map_err(|e| Error::io("read a simulated volume", &path, &e))?;
+                let text = match fs::read(&path) {
+                    // Removed since it was listed, by the process that has the node.
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                    text => text.map_err(|e| Error::io("read a simulated volume", &path, &e))?,
+                };
                 let volume: SimVolume = parse(&path, &text)?;
                 volumes.insert(volume.id.clone(), volume);
             }
         }
         let state = State { hardware, volumes, folder: Some(folder.to_owned()), ..State::default() };
-        state.save_hardware()?;
+        // One that is there may be in use by another process, which alone may write to it.
+        if new {
+            state.save_hardware()?;
+        }
         Ok(Self { state: Mutex::new(state) })
     }
 
@@ -375,4 +383,22 @@ fn write_whole(file: &Path, value: &impl Serialize) -> Result<()> {
     let mut handle = fs::File::create(&next).map_err(io)?;
     handle.write_all(&text).map_err(io)?;
     fs::rename(&next, file).map_err(io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opening_a_node_that_is_there_writes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("node.json");
+        SimNode::open(folder.path(), SimNode::trial_disks()).unwrap();
+        let before = fs::read(&file).unwrap();
+        let written = fs::metadata(&file).unwrap().modified().unwrap();
+        let again = SimNode::open(folder.path(), []).unwrap();
+        assert_eq!(again.lock().disks().len(), SimNode::trial_disks().len());
+        assert_eq!(fs::read(&file).unwrap(), before);
+        assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), written);
+    }
 }
