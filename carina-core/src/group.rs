@@ -138,7 +138,7 @@ impl DeviceGroup {
                     .to_owned(),
             )),
             (Some((disk, whole)), Some(limit)) if whole.size > limit => Err(Error::OutOfRange(format!(
-                "an exclusive volume has its disk whole, and the smallest that fits, {}, gives {} ({} bytes) while at                  most {limit} ({} bytes) was asked for; raise the limit, or ask for a shared volume",
+                "an exclusive volume has its disk whole, and the smallest that fits, {}, gives {} ({} bytes) while at most {limit} ({} bytes) was asked for; raise the limit, or ask for a shared volume",
                 disk.name,
                 whole.size,
                 whole.size.get(),
