@@ -4,15 +4,12 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-
-use tempfile::TempDir;
 
 use crate::accel::Accelerator;
 use crate::archive::{self, Archive};
@@ -20,10 +17,10 @@ use crate::backplane::Backplane;
 use crate::disk::DiskSpec;
 use crate::error::{Context, Error, Result};
 use crate::image::{Image, add_udev, find_program};
+use crate::process::{CONNECT, Line, Process, Shared, State, lock};
 use crate::qmp::Qmp;
-
-/// How long QEMU may take to open its lines to us.
-const CONNECT: Duration = Duration::from_secs(30);
+use crate::run_folder::RunFolder;
+use crate::sink::Sink;
 
 /// How long a guest may take to power off once its command has ended.
 const POWER_OFF: Duration = Duration::from_secs(60);
@@ -45,44 +42,6 @@ pub enum Ending {
     TimedOut,
     /// [`Machine::kill`] cut the power.
     Cut,
-}
-
-/// Takes what the guest prints, as it comes.
-pub type Sink = Box<dyn Write + Send>;
-
-/// A [`Sink`] that sends each line, without its end, as soon as it is whole.
-pub fn line_sink(lines: Sender<String>) -> Sink {
-    Box::new(LineSink { lines, rest: Vec::new() })
-}
-
-struct LineSink {
-    lines: Sender<String>,
-    rest: Vec<u8>,
-}
-
-impl Write for LineSink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.rest.extend_from_slice(bytes);
-        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            let line = String::from_utf8_lossy(&line[..end]).into_owned();
-            // Nobody listens any more: that is their choice.
-            let _ = self.lines.send(line);
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Drop for LineSink {
-    fn drop(&mut self) {
-        if !self.rest.is_empty() {
-            let _ = self.lines.send(String::from_utf8_lossy(&self.rest).into_owned());
-        }
-    }
 }
 
 /// A machine that is not running yet.
@@ -195,19 +154,19 @@ impl<'a> Builder<'a> {
         let folder = RunFolder::new(&self.image.cache)?;
         // A socket's path is short; that of a target folder may not be.
         let sockets = tempfile::Builder::new().prefix("vm-").tempdir().context("making a folder for the sockets")?;
-        let listen = |name: &str| Line::listen(sockets.path(), name);
+        let listen = |name: &'static str| Line::listen(sockets.path(), name);
         let lines = [listen("control")?, listen("out")?, listen("err")?, listen("host")?, listen("qmp")?];
 
         let disk_folder = match &self.disk_folder {
             Some(folder) => folder.clone(),
-            None => folder.path.path().join("disks"),
+            None => folder.path().join("disks"),
         };
         let mut backplane = Backplane::new(disk_folder)?;
         for spec in &self.disks {
             backplane.add(spec)?;
         }
-        let initrd = folder.path.path().join("initrd");
-        self.write_initrd(folder.path.path(), &initrd)?;
+        let initrd = folder.path().join("initrd");
+        self.write_initrd(folder.path(), &initrd)?;
         let arguments = self.arguments(&folder, &lines, &backplane, &initrd)?;
 
         let log = File::create(folder.log()).context("making QEMU's log")?;
@@ -364,154 +323,6 @@ fn strip(host: &Path, stripped: &Path) -> Result<bool> {
         .status()
         .context("strip did not run")?;
     Ok(status.success())
-}
-
-/// The folder of one run, gone with it. One that was left behind by a killed
-/// run is recognized by its free lock, and removed by the next.
-struct RunFolder {
-    path: TempDir,
-    _lock: File,
-}
-
-impl RunFolder {
-    fn new(cache: &Path) -> Result<Self> {
-        let runs = cache.join("runs");
-        fs::create_dir_all(&runs).context(format_args!("making {}", runs.display()))?;
-        let sweeping = File::create(cache.join("runs.lock")).context("opening the runs' lock")?;
-        sweeping.lock().context("locking the runs")?;
-        for entry in fs::read_dir(&runs).context(format_args!("reading {}", runs.display()))? {
-            let left = entry.context("reading the runs")?.path();
-            let free = File::open(left.join("lock")).is_ok_and(|lock| lock.try_lock().is_ok());
-            if free {
-                fs::remove_dir_all(&left).context(format_args!("removing {}", left.display()))?;
-            }
-        }
-        let path = tempfile::Builder::new().prefix("run-").tempdir_in(&runs).context("making the run's folder")?;
-        let lock = File::create(path.path().join("lock")).context("making the run's lock")?;
-        lock.lock().context("locking the run")?;
-        Ok(Self { path, _lock: lock })
-    }
-
-    fn console(&self) -> PathBuf {
-        self.path.path().join("console.log")
-    }
-
-    fn results(&self) -> PathBuf {
-        self.path.path().join("results.tar")
-    }
-
-    fn log(&self) -> PathBuf {
-        self.path.path().join("qemu.log")
-    }
-}
-
-/// A line between QEMU and us, that QEMU is going to open.
-struct Line {
-    name: &'static str,
-    path: PathBuf,
-    listener: UnixListener,
-}
-
-impl Line {
-    fn listen(folder: &Path, name: &str) -> Result<Self> {
-        let name = ["control", "out", "err", "host", "qmp"]
-            .into_iter()
-            .find(|known| *known == name)
-            .context("a line that QEMU does not know")?;
-        let path = folder.join(name);
-        let listener = UnixListener::bind(&path).context(format_args!("listening on {}", path.display()))?;
-        listener.set_nonblocking(true).context("a socket")?;
-        Ok(Self { name, path, listener })
-    }
-
-    fn accept(self, shared: &Shared) -> Result<UnixStream> {
-        let deadline = Instant::now() + CONNECT;
-        loop {
-            match self.listener.accept() {
-                Ok((stream, _)) => {
-                    stream.set_nonblocking(false).context("a socket")?;
-                    return Ok(stream);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error).context("waiting for QEMU"),
-            }
-            if lock(&shared.state).gone || Instant::now() > deadline {
-                return Err(Error::new("QEMU did not start"));
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-/// What is known of a running machine, for all who wait for it.
-#[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    started: bool,
-    exit: Option<(i32, Instant)>,
-    gone: bool,
-}
-
-impl Shared {
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut lock(&self.state));
-        self.changed.notify_all();
-    }
-}
-
-/// A lock that a panicking thread held is taken all the same: what it guards
-/// is written whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// QEMU, and the thread that started it and sees it end. The thread has to
-/// last: when it ends, the kernel ends its child.
-struct Process {
-    child: Arc<Mutex<Child>>,
-    keeper: Option<JoinHandle<()>>,
-}
-
-impl Process {
-    fn start(mut command: Command, shared: &Arc<Shared>) -> Result<Self> {
-        let (sender, receiver) = mpsc::channel();
-        let shared = Arc::clone(shared);
-        let keeper = thread::spawn(move || {
-            let child = match command.spawn() {
-                Ok(child) => Arc::new(Mutex::new(child)),
-                Err(error) => {
-                    let _ = sender.send(Err(error));
-                    return;
-                }
-            };
-            let _ = sender.send(Ok(Arc::clone(&child)));
-            while let Ok(None) = lock(&child).try_wait() {
-                thread::sleep(Duration::from_millis(10));
-            }
-            shared.change(|state| state.gone = true);
-        });
-        let child = receiver.recv().context("starting QEMU")?.context("QEMU did not run")?;
-        Ok(Self { child, keeper: Some(keeper) })
-    }
-
-    fn kill(&self) {
-        // It fails only for one that has ended.
-        let _ = lock(&self.child).kill();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-        if let Some(keeper) = self.keeper.take() {
-            let _ = keeper.join();
-        }
-    }
 }
 
 /// A running machine. Dropping it cuts its power.
@@ -756,31 +567,5 @@ mod tests {
         assert_eq!(parse_control("exit 3"), Some(Control::Exit(3)));
         assert_eq!(parse_control("exit"), None);
         assert_eq!(parse_control("exit x"), None);
-    }
-
-    #[test]
-    fn lines_are_sent_when_whole_and_the_rest_at_the_end() {
-        let (sender, lines) = mpsc::channel();
-        let mut sink = line_sink(sender);
-        sink.write_all(b"created a\ncrea").unwrap();
-        assert_eq!(lines.try_recv().unwrap(), "created a");
-        assert!(lines.try_recv().is_err());
-        sink.write_all(b"ted b\nlast").unwrap();
-        assert_eq!(lines.try_recv().unwrap(), "created b");
-        drop(sink);
-        assert_eq!(lines.try_recv().unwrap(), "last");
-    }
-
-    #[test]
-    fn a_left_run_folder_is_swept_and_a_live_one_stays() {
-        let cache = tempfile::tempdir().unwrap();
-        let live = RunFolder::new(cache.path()).unwrap();
-        let left = cache.path().join("runs/run-left");
-        fs::create_dir_all(left.join("disks")).unwrap();
-        File::create(left.join("lock")).unwrap();
-        let next = RunFolder::new(cache.path()).unwrap();
-        assert!(live.path.path().exists());
-        assert!(next.path.path().exists());
-        assert!(!left.exists());
     }
 }

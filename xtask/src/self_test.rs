@@ -12,7 +12,8 @@ use crate::accel::{Accelerator, Choice};
 use crate::disk::parse_disks;
 use crate::error::{Context, Error, Result};
 use crate::image::Image;
-use crate::machine::{Builder, Ending, Machine, line_sink};
+use crate::machine::{Builder, Ending, Machine};
+use crate::sink::line_sink;
 
 /// More than a slow machine needs for any of these.
 const PATIENCE: Duration = Duration::from_secs(180);
