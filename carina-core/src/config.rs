@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -21,8 +22,11 @@ pub const SCAN_INTERVAL: Duration = Duration::from_secs(300);
 /// The longest interval that is taken for one: a year.
 const LONGEST_SCAN_INTERVAL: u64 = 365 * 24 * 3600;
 
-/// The keys of the file.
-const KEYS: [&str; 7] = [
+/// What `schedulerStrategy` may say.
+const STRATEGIES: &str = "\"binpack\" or \"spreadout\" (the default)";
+
+/// The keys of the file, as the documentation lists them.
+pub const KEYS: [&str; 7] = [
     "diskSelector",
     "diskScanInterval",
     "diskGroupPolicy",
@@ -115,12 +119,39 @@ pub enum Strategy {
     Spreadout,
 }
 
-impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl Strategy {
+    /// All of them, in the order in which they are shown.
+    pub const ALL: [Self; 2] = [Self::Binpack, Self::Spreadout];
+
+    /// Its name in the config.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Binpack => "binpack",
             Self::Spreadout => "spreadout",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Strategy {
+    type Err = Error;
+
+    /// In any case; the empty text is the default, and `spradout`, as it was once documented, is taken.
+    fn from_str(text: &str) -> Result<Self> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "" => Ok(Self::default()),
+            "binpack" => Ok(Self::Binpack),
+            "spreadout" | "spradout" => Ok(Self::Spreadout),
+            _ => {
+                Err(Error::InvalidArgument(format!("strategy {:?} is unknown; it can be {STRATEGIES}", shorten(text))))
+            }
+        }
     }
 }
 
@@ -134,7 +165,7 @@ pub struct Parsed {
 }
 
 impl Config {
-    /// Reads the text of `config.json`.
+    /// Reads the text of `config.json`. Messages name the key; which file it was, the caller knows.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for text that is no JSON object (with line and column), a value that
@@ -142,7 +173,7 @@ impl Config {
     /// group named twice.
     pub fn parse(text: &str) -> Result<Parsed> {
         if text.trim().is_empty() {
-            return Err(invalid("the file is empty; write {} for a config that claims no disk".to_owned()));
+            return Err(invalid("it is empty; write {} for a config that claims no disk".to_owned()));
         }
         let value: Value = serde_json::from_str(text).map_err(|e| invalid(format!("not readable as JSON: {e}")))?;
         let Value::Object(object) = value else {
@@ -305,13 +336,8 @@ fn scan_interval(value: &Value, warnings: &mut Vec<String>) -> Result<Option<Dur
 }
 
 fn strategy(value: &Value) -> Result<Strategy> {
-    match value.as_str().map(str::to_ascii_lowercase).as_deref() {
-        Some("binpack") => Ok(Strategy::Binpack),
-        // "spradout" is the spelling that was documented.
-        Some("spreadout" | "spradout") => Ok(Strategy::Spreadout),
-        Some("") => Ok(Strategy::default()),
-        _ => Err(wrong("schedulerStrategy", value, "\"binpack\" or \"spreadout\" (the default)")),
-    }
+    let strategy = value.as_str().and_then(|text| text.parse().ok());
+    strategy.ok_or_else(|| wrong("schedulerStrategy", value, STRATEGIES))
 }
 
 fn size(key: &str, value: &Value) -> Result<Bytes> {
@@ -331,7 +357,7 @@ fn warn_unknown(place: &str, object: &Map<String, Value>, known: &[&str], warnin
 }
 
 fn invalid(problem: String) -> Error {
-    Error::InvalidArgument(format!("config.json: {problem}"))
+    Error::InvalidArgument(problem)
 }
 
 fn wrong(key: &str, value: &Value, allowed: &str) -> Error {

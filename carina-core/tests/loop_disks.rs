@@ -128,7 +128,7 @@ async fn what_has_a_signature_or_a_partition_table_is_not_bare() {
     )
     .unwrap();
     let disk = end.look().await;
-    assert_ne!(disk.signature, Signature::Blank, "a mirror's member");
+    assert_eq!(disk.signature, Signature::Found("linux_raid_member".to_owned()));
 }
 
 #[tokio::test]
