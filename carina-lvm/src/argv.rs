@@ -1,0 +1,288 @@
+//! Every LVM command that Carina runs, one function each: pure, so that what would run can be read.
+//!
+//! Nothing is left to the machine's lvm.conf, devices file or LVM's defaults where it matters: each
+//! command names the devices that it may open (a device that a tenant wrote on is never among them),
+//! sizes are bytes, chunk and metadata are given.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use carina_core::exec::Command;
+use carina_core::{Bytes, VolumeId};
+
+use crate::report::COLUMNS;
+use crate::tags::OWNER;
+
+/// How LVM is to be called on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dialect {
+    /// LVM knows `--devices` (2.03.12 and later); older ones get a filter.
+    pub devices_option: bool,
+    /// udevd runs and makes the device nodes; else LVM makes them itself.
+    pub udev: bool,
+}
+
+/// What one command is about: a group, and the devices that it may open.
+#[derive(Debug, Clone)]
+pub struct Scope<'a> {
+    /// How to call LVM.
+    pub dialect: Dialect,
+    /// The group's name.
+    pub group: &'a str,
+    /// The devices of its physical volumes, and those to be added.
+    pub devices: &'a BTreeSet<PathBuf>,
+}
+
+/// A new pool with its volume.
+#[derive(Debug, Clone)]
+pub struct NewVolume<'a> {
+    /// The volume's name.
+    pub id: &'a VolumeId,
+    /// Its pool's name.
+    pub pool: &'a str,
+    /// The size of both.
+    pub size: Bytes,
+    /// The pool's chunk.
+    pub chunk: Bytes,
+    /// The pool's metadata.
+    pub metadata: Bytes,
+    /// The pool's tags.
+    pub tags: &'a [String],
+}
+
+/// A report waits for other LVM commands, and for disks.
+const REPORT: Duration = Duration::from_secs(20);
+/// Activating a group checks the metadata of every pool in it.
+const ACTIVATION: Duration = Duration::from_secs(300);
+
+/// The version of LVM.
+pub fn version() -> Command {
+    Command::new("lvm", ["version"])
+}
+
+/// What is on these devices, as LVM sees it.
+pub fn full_report(scope: &Scope<'_>) -> Command {
+    let mut args = vec!["--reportformat", "json", "--units", "b", "--nosuffix", "-a"];
+    for (report, columns) in COLUMNS {
+        args.extend(["--configreport", report, "-o", columns]);
+    }
+    scope.command("fullreport", args).deadline(REPORT)
+}
+
+/// Makes a group of bare disks, each with room for the metadata of some 20,000 volumes.
+pub fn vg_create(scope: &Scope<'_>, tags: &[String], disks: &[PathBuf]) -> Command {
+    // No --yes: a signature that appeared since the check stops it.
+    let mut args = vec!["--metadatasize", "64m"];
+    for tag in tags {
+        args.extend(["--addtag", tag]);
+    }
+    args.push(scope.group);
+    scope.command("vgcreate", args).and(paths(disks))
+}
+
+/// Adds bare disks to a group.
+pub fn vg_extend(scope: &Scope<'_>, disks: &[PathBuf]) -> Command {
+    scope.command("vgextend", ["--metadatasize", "64m", scope.group]).and(paths(disks))
+}
+
+/// Takes LVM's marks off disks in no group: what a claim that failed leaves.
+pub fn pv_remove(scope: &Scope<'_>, disks: &[PathBuf]) -> Command {
+    scope.command("pvremove", ["--yes"]).and(paths(disks))
+}
+
+/// Brings every volume of a group up.
+pub fn vg_activate(scope: &Scope<'_>) -> Command {
+    scope.command("vgchange", ["--activate", "y", scope.group]).deadline(ACTIVATION)
+}
+
+/// Makes a pool and its volume in one go.
+pub fn create(scope: &Scope<'_>, new: &NewVolume<'_>) -> Command {
+    let size = bytes(new.size);
+    let (chunk, metadata) = (bytes(new.chunk), bytes(new.metadata));
+    let mut args =
+        vec!["--yes", "--type", "thin", "--zero", "y", "--chunksize", &chunk, "--poolmetadatasize", &metadata];
+    for tag in new.tags {
+        args.extend(["--addtag", tag]);
+    }
+    let name = new.id.as_str();
+    args.extend(["--name", name, "--virtualsize", &size, "--size", &size, "--thinpool", new.pool, scope.group]);
+    scope.command("lvcreate", args)
+}
+
+/// Grows a pool's data, and its metadata if that must grow too.
+pub fn extend_pool(scope: &Scope<'_>, pool: &str, size: Bytes, metadata: Option<Bytes>) -> Command {
+    let (size, metadata) = (bytes(size), metadata.map(bytes));
+    let mut args = vec!["--size", &size];
+    if let Some(metadata) = &metadata {
+        args.extend(["--poolmetadatasize", metadata]);
+    }
+    scope.command("lvextend", args).and([scope.path(pool)])
+}
+
+/// Grows a volume within its pool.
+pub fn extend_volume(scope: &Scope<'_>, id: &VolumeId, size: Bytes) -> Command {
+    scope.command("lvextend", ["--size", &bytes(size)]).and([scope.path(id.as_str())])
+}
+
+/// Removes a pool of ours with its only volume: the check and the act are one. Where the selection
+/// doesn't hold, nothing is removed and the status is 0 all the same.
+pub fn remove_pool(scope: &Scope<'_>, pool: &str, thins: usize) -> Command {
+    let selection = format!("lv_name=\"{pool}\" && tags={{\"{OWNER}\"}} && thin_count={thins}");
+    scope.command("lvremove", ["--yes", "--select", &selection, scope.group])
+}
+
+/// Removes what has our tag and a pool's name and isn't a pool: a create that was cut early.
+pub fn remove_beginning(scope: &Scope<'_>, name: &str) -> Command {
+    let selection = format!("lv_name=\"{name}\" && tags={{\"{OWNER}\"}} && segtype!=\"thin-pool\"");
+    scope.command("lvremove", ["--yes", "--select", &selection, scope.group])
+}
+
+/// Removes a volume and leaves its pool to its snapshots.
+pub fn remove_volume(scope: &Scope<'_>, id: &VolumeId, pool: &str) -> Command {
+    let selection = format!("lv_name=\"{id}\" && pool_lv=\"{pool}\"");
+    scope.command("lvremove", ["--yes", "--select", &selection, scope.group])
+}
+
+/// Removes the unfinished spare that a cut create left, if it still is one: untagged and of its size.
+pub fn remove_spare(scope: &Scope<'_>, name: &str, size: Bytes) -> Command {
+    let selection = format!("lv_name=\"{name}\" && lv_tags=\"\" && lv_size={} && segtype=\"linear\"", bytes(size));
+    scope.command("lvremove", ["--yes", "--select", &selection, scope.group])
+}
+
+/// Brings one volume up.
+pub fn activate(scope: &Scope<'_>, id: &VolumeId) -> Command {
+    scope.command("lvchange", ["--activate", "y"]).and([scope.path(id.as_str())])
+}
+
+/// Takes tags off a pool and puts one on, in one commit.
+pub fn retag<'a>(scope: &Scope<'_>, pool: &str, off: impl Iterator<Item = &'a String>, on: &str) -> Command {
+    let mut args = vec!["--addtag", on];
+    for tag in off {
+        args.extend(["--deltag", tag]);
+    }
+    scope.command("lvchange", args).and([scope.path(pool)])
+}
+
+impl Scope<'_> {
+    fn command<'b>(&self, verb: &str, args: impl IntoIterator<Item = &'b str>) -> Command {
+        let mut all = vec![verb.to_owned()];
+        if self.dialect.devices_option {
+            for device in self.devices {
+                all.extend(["--devices".to_owned(), device.to_string_lossy().into_owned()]);
+            }
+            all.extend(["--devicesfile".to_owned(), String::new()]);
+        }
+        all.extend(["--config".to_owned(), self.config()]);
+        Command::new("lvm", all).and(args.into_iter().map(str::to_owned)).scope(self.group)
+    }
+
+    /// Settings for this command alone, over the machine's lvm.conf.
+    fn config(&self) -> String {
+        let filter = if self.dialect.devices_option {
+            "\"a|.*|\"".to_owned()
+        } else {
+            let accept = |path: &PathBuf| format!("\"a|^{}$|\",", literal(&path.to_string_lossy()));
+            format!("{}\"r|.*|\"", self.devices.iter().map(accept).collect::<String>())
+        };
+        let udev = if self.dialect.udev { "" } else { " udev_sync=0 udev_rules=0 verify_udev_operations=0" };
+        let lvmetad = if self.dialect.devices_option { "" } else { " global{use_lvmetad=0}" };
+        // No monitoring: a 1:1 pool never runs out, and dmeventd would outlive the agent. No backup
+        // files: the container's /etc isn't the host's, and each disk holds the last states itself.
+        format!(
+            "devices{{filter=[{filter}] global_filter=[{filter}] scan_lvs=0 obtain_device_list_from_udev=0 issue_discards=0}} \
+             activation{{monitoring=0 thin_pool_autoextend_threshold=100{udev}}} backup{{backup=0 archive=0}}{lvmetad}"
+        )
+    }
+
+    fn path(&self, volume: &str) -> String {
+        format!("{}/{volume}", self.group)
+    }
+}
+
+/// A command with more arguments.
+trait And {
+    fn and(self, args: impl IntoIterator<Item = String>) -> Self;
+}
+
+impl And for Command {
+    fn and(mut self, args: impl IntoIterator<Item = String>) -> Self {
+        self.args.extend(args);
+        self
+    }
+}
+
+fn bytes(size: Bytes) -> String {
+    format!("{}b", size.get())
+}
+
+fn paths(disks: &[PathBuf]) -> Vec<String> {
+    disks.iter().map(|disk| disk.to_string_lossy().into_owned()).collect()
+}
+
+/// A path as a regular expression that matches itself, inside the quotes of LVM's config.
+fn literal(path: &str) -> String {
+    path.chars()
+        .flat_map(|c| {
+            if c.is_ascii_alphanumeric() || c == '/' || c == '_' || c == '-' { vec![c] } else { vec!['[', c, ']'] }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn devices() -> BTreeSet<PathBuf> {
+        ["/dev/sdb", "/dev/sdc"].into_iter().map(PathBuf::from).collect()
+    }
+
+    #[test]
+    fn a_create_is_one_command_that_leaves_nothing_to_defaults() {
+        let devices = devices();
+        let dialect = Dialect { devices_option: true, udev: true };
+        let scope = Scope { dialect, group: "carina-vg-ssd", devices: &devices };
+        let id: VolumeId = "volume-pvc-1".parse().unwrap();
+        let tags = [OWNER.to_owned()];
+        let new = NewVolume {
+            id: &id,
+            pool: "thin-pvc-1",
+            size: Bytes::GIB,
+            chunk: Bytes(64 << 10),
+            metadata: Bytes::mib(4),
+            tags: &tags,
+        };
+        let command = create(&scope, &new);
+        assert_eq!((command.program.as_str(), command.scope.as_str()), ("lvm", "carina-vg-ssd"));
+        let line = command.to_string();
+        for part in [
+            "lvm lvcreate --devices /dev/sdb --devices /dev/sdc --devicesfile ''",
+            "--type thin --zero y --chunksize 65536b --poolmetadatasize 4194304b --addtag carina.io",
+            "--name volume-pvc-1 --virtualsize 1073741824b --size 1073741824b --thinpool thin-pvc-1 carina-vg-ssd",
+        ] {
+            assert!(line.contains(part), "{line}");
+        }
+    }
+
+    #[test]
+    fn an_older_lvm_gets_a_filter_that_shuts_everything_else_out() {
+        let devices = devices();
+        let scope = Scope { dialect: Dialect { devices_option: false, udev: false }, group: "g", devices: &devices };
+        let command = vg_activate(&scope);
+        assert!(!command.args.contains(&"--devices".to_owned()));
+        let config = command.args.iter().find(|a| a.contains("filter")).unwrap();
+        assert!(config.contains("filter=[\"a|^/dev/sdb$|\",\"a|^/dev/sdc$|\",\"r|.*|\"]"), "{config}");
+        assert!(config.contains("udev_sync=0"), "{config}");
+        assert_eq!(literal("/dev/a.b|"), "/dev/a[.]b[|]");
+    }
+
+    #[test]
+    fn a_delete_carries_its_own_check() {
+        let devices = devices();
+        let scope = Scope { dialect: Dialect { devices_option: true, udev: true }, group: "g", devices: &devices };
+        let command = remove_pool(&scope, "thin-a", 1);
+        let select = command.args.iter().position(|a| a == "--select").unwrap();
+        assert_eq!(command.args[select + 1], "lv_name=\"thin-a\" && tags={\"carina.io\"} && thin_count=1");
+        assert_eq!(command.args.last().unwrap(), "g");
+    }
+}

@@ -1,0 +1,243 @@
+//! [`LvmBackend`]: the groups and volumes of one node, on LVM2.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use carina_core::discover::{self, Sysfs};
+use carina_core::exec::CommandRunner;
+use carina_core::{
+    Bytes, Capabilities, DEFAULT_RESERVE, DeviceGroup, Disk, Error, FormatRecord, GroupName, PlanStep, Recovery,
+    Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType,
+};
+use tokio::sync::OnceCell;
+
+use crate::argv::{self, Dialect};
+use crate::figures;
+use crate::groups::{Group, Groups, Picture};
+use crate::members::blocking;
+use crate::tags;
+
+/// Where udevd listens when it runs.
+const UDEV: &str = "/run/udev/control";
+/// The first LVM with `--devices`.
+const DEVICES_OPTION: [u64; 3] = [2, 3, 12];
+
+/// What the backend is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LvmConfig {
+    /// The part of each group that is never promised.
+    pub reserve: Bytes,
+    /// The smallest disk that is claimed.
+    pub minimum_disk: Bytes,
+    /// The cluster whose volumes these are; volumes of another are left alone.
+    pub cluster: Option<String>,
+}
+
+impl Default for LvmConfig {
+    fn default() -> Self {
+        Self { reserve: DEFAULT_RESERVE, minimum_disk: Bytes::gib(10), cluster: None }
+    }
+}
+
+/// Volumes on LVM2: each in a thin pool of its own.
+pub struct LvmBackend {
+    runner: Arc<dyn CommandRunner>,
+    groups: Groups,
+    config: LvmConfig,
+    sysfs: Sysfs,
+    dialect: OnceCell<Dialect>,
+}
+
+impl LvmBackend {
+    /// A backend over this machine's disks.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a cluster id that cannot be a part of a tag.
+    pub fn new(runner: Arc<dyn CommandRunner>, config: LvmConfig) -> Result<Self> {
+        if let Some(cluster) = config.cluster.as_ref().filter(|cluster| !tags::can_be_cluster(cluster)) {
+            return Err(Error::InvalidArgument(format!(
+                "cluster id {:?} cannot be used: letters, digits, '_', '+', '.' and '-', at most 128",
+                cluster.chars().take(80).collect::<String>()
+            )));
+        }
+        let groups = Groups::new(Arc::clone(&runner));
+        Ok(Self { runner, groups, config, sysfs: Sysfs::host(), dialect: OnceCell::new() })
+    }
+
+    pub(crate) fn runner(&self) -> &dyn CommandRunner {
+        self.runner.as_ref()
+    }
+
+    pub(crate) fn sysfs(&self) -> &Sysfs {
+        &self.sysfs
+    }
+
+    pub(crate) fn minimum_disk(&self) -> Bytes {
+        self.config.minimum_disk
+    }
+
+    pub(crate) fn cluster(&self) -> Option<&str> {
+        self.config.cluster.as_deref()
+    }
+
+    /// How LVM is to be called here, found out once.
+    pub(crate) async fn dialect(&self) -> Result<Dialect> {
+        let ask = || async {
+            let command = argv::version();
+            let output = self.runner.run(&command).await?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let version = version(&text)
+                .ok_or_else(|| Error::from(output.failure("find out the version of LVM", &command, true)))?;
+            Ok(Dialect { devices_option: version >= DEVICES_OPTION, udev: Path::new(UDEV).exists() })
+        };
+        self.dialect.get_or_try_init(ask).await.copied()
+    }
+
+    pub(crate) async fn picture(&self) -> Result<Picture> {
+        self.groups.picture(self.dialect().await?).await
+    }
+
+    pub(crate) async fn forget(&self) {
+        self.groups.forget().await;
+    }
+
+    /// The picture from a new look at every disk.
+    pub(crate) async fn rescan(&self) -> Result<Picture> {
+        self.forget().await;
+        self.picture().await
+    }
+
+    pub(crate) async fn group(&self, name: &GroupName) -> Result<Arc<Group>> {
+        let mut ours = self.picture().await?.ours;
+        ours.remove(name).ok_or_else(|| {
+            let known: Vec<&str> = ours.keys().map(GroupName::as_str).collect();
+            Error::Precondition(format!(
+                "there is no LVM group {name} of Carina's on this node (there are: {})",
+                known.join(", ")
+            ))
+        })
+    }
+
+    pub(crate) async fn device_group(&self, name: &GroupName, group: &Group) -> Result<DeviceGroup> {
+        let kernel = match self.kernel(group).await {
+            Ok(kernel) => kernel,
+            Err(error) => Err(error.to_string()),
+        };
+        let health = figures::group_health(group, self.runner.stuck(name.as_str()), &kernel);
+        Ok(figures::device_group(name, group, self.config.reserve, health))
+    }
+
+    /// The volumes of all groups for which the condition holds, ordered by id.
+    async fn volumes(&self, mut wanted: impl FnMut(&Volume) -> bool) -> Result<Vec<Volume>> {
+        let picture = self.picture().await?;
+        let cluster = self.config.cluster.clone();
+        let mut volumes = blocking(move || {
+            let mut volumes = Vec::new();
+            for (name, group) in &picture.ours {
+                let ours = group.layout().our_volumes().into_values();
+                let mine =
+                    ours.filter(|v| v.record.cluster.is_none() || cluster.is_none() || v.record.cluster == cluster);
+                volumes.extend(mine.filter_map(|volume| figures::volume(name, group, &volume)));
+            }
+            volumes
+        })
+        .await?;
+        volumes.retain(|volume| wanted(volume));
+        volumes.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(volumes)
+    }
+}
+
+#[async_trait]
+impl VolumeBackend for LvmBackend {
+    fn volume_type(&self) -> VolumeType {
+        VolumeType::Lvm
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { expand: true, block_devices: true }
+    }
+
+    async fn disks(&self) -> Result<Vec<Disk>> {
+        let mut disks = discover::disks(&self.sysfs, self.runner()).await?;
+        let picture = self.picture().await?;
+        for disk in &mut disks {
+            let group = picture.ours.iter().find(|(_, group)| group.devices.contains(&disk.path));
+            disk.group = group.map(|(name, _)| name.clone());
+        }
+        Ok(disks)
+    }
+
+    async fn groups(&self) -> Result<Vec<DeviceGroup>> {
+        let mut groups = Vec::new();
+        for (name, group) in self.picture().await?.ours {
+            groups.push(self.device_group(&name, &group).await?);
+        }
+        Ok(groups)
+    }
+
+    async fn apply(&self, step: &PlanStep) -> Result<()> {
+        self.apply_step(step).await
+    }
+
+    async fn recover(&self) -> Result<Recovery> {
+        self.recover_groups().await
+    }
+
+    async fn create(&self, group: &GroupName, request: &VolumeRequest) -> Result<Volume> {
+        self.create_volume(group, request).await
+    }
+
+    async fn expand(&self, id: &VolumeId, size: SizeRange) -> Result<Volume> {
+        self.expand_volume(id, size).await
+    }
+
+    async fn delete(&self, id: &VolumeId) -> Result<()> {
+        self.delete_volume(id).await
+    }
+
+    async fn list(&self) -> Result<Vec<Volume>> {
+        self.volumes(|_| true).await
+    }
+
+    async fn get(&self, id: &VolumeId) -> Result<Option<Volume>> {
+        Ok(self.volumes(|volume| volume.id == *id).await?.pop())
+    }
+
+    async fn find(&self, name: &VolumeName) -> Result<Option<Volume>> {
+        Ok(self.volumes(|volume| volume.name == *name).await?.pop())
+    }
+
+    async fn attach(&self, id: &VolumeId) -> Result<PathBuf> {
+        self.attach_volume(id).await
+    }
+
+    async fn detach(&self, _id: &VolumeId) -> Result<()> {
+        Ok(())
+    }
+
+    async fn record_format(&self, id: &VolumeId, record: FormatRecord) -> Result<()> {
+        self.record(id, record).await
+    }
+}
+
+/// The version in LVM's words: `LVM version:     2.03.16(2) (2022-05-18)`.
+fn version(text: &str) -> Option<[u64; 3]> {
+    let words = text.lines().find_map(|line| line.trim().strip_prefix("LVM version:"))?;
+    let mut numbers = words.trim().split(|c: char| !c.is_ascii_digit()).map(str::parse::<u64>);
+    Some([numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_lvm_are_read() {
+        let text = "  LVM version:     2.03.16(2) (2022-05-18)\n  Library version: 1.02.185 (2022-05-18)\n";
+        assert_eq!(version(text), Some([2, 3, 16]));
+        assert_eq!(version("  LVM version:     2.02.187(2)-RHEL7 (2020-03-24)"), Some([2, 2, 187]));
+        assert_eq!(version("bash: lvm: command not found"), None);
+    }
+}

@@ -1,0 +1,169 @@
+//! From what is on the disks to the words of core: a group's figures, a volume as it is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use carina_core::{Bytes, DeviceGroup, GroupName, Health, Medium, Volume, VolumeType};
+
+use crate::dm::{self, Device};
+use crate::groups::Group;
+use crate::layout::OurVolume;
+use crate::names;
+use crate::recover::{Finding, findings};
+use crate::tags;
+
+/// What a volume takes of its group's metadata: four logical volumes, some 1.5 KiB with a usual name.
+const VOLUME_METADATA: u64 = 1640;
+/// Creation stops when the metadata has this many percent of its room.
+const METADATA_PERCENT: u64 = 95;
+
+/// A group's figures.
+pub fn device_group(name: &GroupName, group: &Group, reserve: Bytes, health: Health) -> DeviceGroup {
+    let layout = group.layout();
+    DeviceGroup {
+        name: name.clone(),
+        volume_type: VolumeType::Lvm,
+        medium: medium(name, group),
+        size: layout.size,
+        free: layout.free,
+        volumes_size: layout.volumes_size(),
+        volumes: layout.volume_count(),
+        volumes_left: volumes_left(group.room),
+        extent: layout.extent,
+        metadata_spare: layout.metadata_spare(),
+        reserve,
+        disks: group.devices.iter().filter_map(|d| d.strip_prefix("/dev").ok()?.to_str().map(str::to_owned)).collect(),
+        raw_disks: Vec::new(),
+        health,
+    }
+}
+
+/// What a group's disks are made of: its tag says, or its name.
+pub fn medium(name: &GroupName, group: &Group) -> Medium {
+    let by_name = if *name == GroupName::ssd() { Medium::Ssd } else { Medium::Hdd };
+    tags::medium(&group.layout().tags).unwrap_or(by_name)
+}
+
+/// How many more volumes a group's metadata has room for.
+fn volumes_left((used, limit): (Bytes, Bytes)) -> u64 {
+    let usable = Bytes(limit.get() / 100 * METADATA_PERCENT);
+    usable.saturating_sub(used).get() / VOLUME_METADATA
+}
+
+/// A group's health: what its disks say, a command that is stuck on it, and what recovery leaves to a
+/// person.
+pub fn group_health(group: &Group, stuck: Option<String>, kernel: &Result<BTreeMap<String, u64>, String>) -> Health {
+    let mut problems: Vec<String> = stuck.into_iter().chain(group.problems.iter().cloned()).collect();
+    match kernel {
+        Ok(kernel) => problems.extend(findings(&group.text, kernel).into_iter().filter_map(|finding| match finding {
+            Finding::Person { words } => Some(words),
+            _ => None,
+        })),
+        Err(problem) => problems.push(problem.clone()),
+    }
+    if problems.is_empty() { Health::Ok } else { Health::Failed { evidence: problems.join("; ") } }
+}
+
+/// The count of changes that each active pool of ours has by itself.
+///
+/// # Errors
+/// Why device-mapper can't be asked, in words.
+pub fn pool_counts(group: &Group) -> Result<BTreeMap<String, u64>, String> {
+    let mut counts = BTreeMap::new();
+    for volume in group.layout().our_volumes().into_values() {
+        let device = ask(&names::dm_pool(&group.layout().name, &volume.pool))?;
+        if let Some(count) = device.and_then(|device| dm::pool_status(&device)?.transaction) {
+            counts.insert(volume.pool, count);
+        }
+    }
+    Ok(counts)
+}
+
+/// A volume as it is: LVM's record with what the kernel says of it. `None` if only its pool is there.
+pub fn volume(name: &GroupName, group: &Group, ours: &OurVolume) -> Option<Volume> {
+    let mut volume = Volume {
+        id: ours.id.clone(),
+        name: ours.record.name.clone(),
+        node: None,
+        group: name.clone(),
+        size: ours.size?,
+        volume_type: VolumeType::Lvm,
+        exclusive: false,
+        formatted: ours.record.format,
+        device: None,
+        used: None,
+        health: Health::Ok,
+    };
+    let vg = &group.layout().name;
+    let asked =
+        ask(&names::dm_pool(vg, &ours.pool)).and_then(|pool| Ok((pool, ask(&names::dm_name(vg, ours.id.as_str()))?)));
+    match asked {
+        Ok((pool, Some(device))) => {
+            volume.device = node(vg, ours.id.as_str(), &device);
+            match dm::thin_used(&device) {
+                Some(Ok(used)) => volume.used = Some(Bytes(used)),
+                Some(Err(words)) => volume.health = failed(words),
+                None => {}
+            }
+            match pool.and_then(|pool| dm::pool_status(&pool)) {
+                Some(status) if status.trouble.is_some() => {
+                    volume.health = failed(status.trouble.unwrap_or_default());
+                }
+                Some(status) if status.transaction.is_some_and(|count| count != ours.transaction) => {
+                    volume.health = failed("LVM and the pool count its changes differently".to_owned());
+                }
+                _ => {}
+            }
+            if device.read_only {
+                volume.health = failed("its device is read-only".to_owned());
+            }
+        }
+        Ok((_, None)) => {
+            let evidence = "it is not active; it is activated when it is attached".to_owned();
+            volume.health = Health::Degraded { evidence };
+        }
+        Err(evidence) => volume.health = Health::Degraded { evidence },
+    }
+    Some(volume)
+}
+
+fn failed(words: String) -> Health {
+    Health::Failed { evidence: format!("{words}; see `lvs -a` and `dmesg`") }
+}
+
+/// What the kernel says of a device.
+///
+/// # Errors
+/// Why device-mapper can't be asked, in words.
+pub fn ask(name: &str) -> Result<Option<Device>, String> {
+    dm::device(name).map_err(|e| {
+        format!(
+            "device-mapper cannot be asked ({e}); load the kernel's modules (modprobe dm_mod dm_thin_pool) and run \
+             Carina as root with the host's /dev"
+        )
+    })
+}
+
+/// The node of an active volume's device: the name that people know where it is there.
+pub fn node(group: &str, volume: &str, device: &Device) -> Option<PathBuf> {
+    [
+        Path::new("/dev").join(group).join(volume),
+        Path::new("/dev/mapper").join(names::dm_name(group, volume)),
+        PathBuf::from(format!("/dev/dm-{}", device.minor)),
+    ]
+    .into_iter()
+    .find(|path| path.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_64_mib_area_has_room_for_some_20000_volumes() {
+        let limit = Bytes(34_075_904);
+        assert!((19_000..21_000).contains(&volumes_left((Bytes::ZERO, limit))));
+        assert_eq!(volumes_left((Bytes(limit.get() / 100 * 95), limit)), 0);
+        assert_eq!(volumes_left((Bytes::MAX, limit)), 0);
+    }
+}

@@ -1,0 +1,120 @@
+//! Acting on what recovery decides: activation at start-up, and the removal of half states.
+
+use std::collections::BTreeMap;
+
+use carina_core::{Error, GroupName, Recovery, Result};
+
+use crate::argv;
+use crate::backend::LvmBackend;
+use crate::figures;
+use crate::groups::{Group, list};
+use crate::members::blocking;
+use crate::recover::{Finding, Mend, findings};
+
+impl LvmBackend {
+    pub(crate) async fn recover_groups(&self) -> Result<Recovery> {
+        let mut recovery = Recovery::default();
+        let picture = self.rescan().await?;
+        for (name, group) in &picture.ours {
+            if let Err(error) = self.recover_group(name, group, &mut recovery).await {
+                // The other groups are no worse for it; this one says so in its health.
+                recovery.for_a_person.push(format!("{name}: {error}"));
+            }
+        }
+        if !picture.loose.is_empty() {
+            recovery.for_a_person.push(format!(
+                "{} are LVM physical volumes in no group, as a claim that was cut leaves them; they are claimed once \
+                 LVM's mark is off: pvremove {}",
+                list(&picture.loose),
+                picture.loose.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(" ")
+            ));
+        }
+        Ok(recovery)
+    }
+
+    async fn recover_group(&self, name: &GroupName, group: &Group, recovery: &mut Recovery) -> Result<()> {
+        recovery.for_a_person.extend(group.problems.iter().map(|problem| format!("{name}: {problem}")));
+        let mut complaint = None;
+        if !self.inactive(group).await?.is_empty() {
+            complaint = self.activate_group(group).await?;
+        }
+        let group = self.group(name).await?;
+        recovery.mended.extend(self.mend(name, &group).await?);
+        let mut group = self.group(name).await?;
+        if complaint.is_some() && !self.inactive(&group).await?.is_empty() {
+            // A half state in the way of the others is gone by now.
+            complaint = self.activate_group(&group).await?;
+            group = self.group(name).await?;
+        }
+        let inactive = self.inactive(&group).await?;
+        if !inactive.is_empty() {
+            let complaint = complaint.unwrap_or_else(|| "LVM gave no reason".to_owned());
+            recovery.for_a_person.push(format!("{name}: {} could not be activated: {complaint}", inactive.join(", ")));
+        }
+        let kernel = self.kernel(&group).await?.map_err(Error::Precondition)?;
+        recovery.for_a_person.extend(findings(&group.text, &kernel).into_iter().filter_map(|finding| match finding {
+            Finding::Person { words } => Some(words),
+            _ => None,
+        }));
+        Ok(())
+    }
+
+    /// Brings a group up; what LVM complained of, if it did.
+    async fn activate_group(&self, group: &Group) -> Result<Option<String>> {
+        let command = argv::vg_activate(&group.scope(self.dialect().await?));
+        let output = self.runner().run(&command).await?;
+        let what = format!("activate {}", group.layout().name);
+        Ok((!output.success()).then(|| output.failure(what, &command, false).to_string()))
+    }
+
+    /// The volumes and pools of ours that have no device.
+    async fn inactive(&self, group: &Group) -> Result<Vec<String>> {
+        let kernel = self.kernel(group).await?.map_err(Error::Precondition)?;
+        let ours = group.layout().our_volumes();
+        let pools =
+            ours.values().filter(|v| v.figures.is_some() && !kernel.contains_key(&v.pool)).map(|v| v.pool.clone());
+        let mut inactive: Vec<String> = pools.collect();
+        for volume in ours.values().filter(|v| v.size.is_some()) {
+            let name = crate::names::dm_name(&group.layout().name, volume.id.as_str());
+            if figures::ask(&name).map_err(Error::Precondition)?.is_none() {
+                inactive.push(volume.id.to_string());
+            }
+        }
+        Ok(inactive)
+    }
+
+    /// The count of changes that each active pool has by itself.
+    pub(crate) async fn kernel(&self, group: &Group) -> Result<Result<BTreeMap<String, u64>, String>> {
+        let group = group.clone();
+        blocking(move || figures::pool_counts(&group)).await
+    }
+
+    /// Mends what can be mended without a person; what was done, in words.
+    ///
+    /// Each removal carries its own check, made by LVM under its lock: our tag, the kind, the number of
+    /// volumes.
+    pub(crate) async fn mend(&self, name: &GroupName, group: &Group) -> Result<Vec<String>> {
+        let kernel = match self.kernel(group).await? {
+            Ok(kernel) => kernel,
+            Err(problem) => return Err(Error::Precondition(format!("{name}: {problem}"))),
+        };
+        let dialect = self.dialect().await?;
+        let mut done = Vec::new();
+        for finding in findings(&group.text, &kernel) {
+            let Finding::Mend { mend, words } = finding else { continue };
+            let scope = group.scope(dialect);
+            let (command, gone) = match &mend {
+                Mend::Pool { pool, thins } => (argv::remove_pool(&scope, pool, *thins), pool),
+                Mend::Beginning { name } => (argv::remove_beginning(&scope, name), name),
+                Mend::Spare { name, size } => (argv::remove_spare(&scope, name, *size), name),
+            };
+            let output = self.runner().run(&command).await?;
+            if self.group(name).await?.layout().volumes.contains_key(gone) {
+                return Err(output.failure(format!("mend {name}: remove {gone}"), &command, true).into());
+            }
+            tracing::info!("{words}");
+            done.push(words);
+        }
+        Ok(done)
+    }
+}

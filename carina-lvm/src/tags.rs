@@ -1,0 +1,139 @@
+//! The tags that say what is ours, and the record that a volume's pool carries.
+//!
+//! LVM puts the tags of a combined create on the pool only, so the pool's tags are the record of its
+//! volume too. LVM's tags hold `[A-Za-z0-9_+.-/=!:&#]`; names outside that go in as base64url.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use carina_core::{Bytes, FormatRecord, Medium, VolumeId, VolumeName};
+
+/// The tag of every VG and every pool that Carina made: what does not carry it is not touched.
+pub const OWNER: &str = "carina.io";
+
+const MEDIUM: &str = "carina.io/medium=";
+const NAME: &str = "carina.io/name=";
+const CLUSTER: &str = "carina.io/cluster=";
+const SIZE: &str = "carina.io/size=";
+const FORMAT: &str = "carina.io/fs=";
+
+/// Whether these tags say that Carina made it.
+pub fn ours(tags: &[String]) -> bool {
+    tags.iter().any(|tag| tag == OWNER)
+}
+
+/// The tags of a new group.
+pub fn of_group(medium: Medium) -> Vec<String> {
+    vec![OWNER.to_owned(), format!("{MEDIUM}{medium}")]
+}
+
+/// What a group's disks are made of, if its tags say.
+pub fn medium(tags: &[String]) -> Option<Medium> {
+    match value(tags, MEDIUM)? {
+        "ssd" => Some(Medium::Ssd),
+        "hdd" => Some(Medium::Hdd),
+        _ => None,
+    }
+}
+
+/// What is recorded of a volume, in its pool's tags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The name by which it was asked for.
+    pub name: VolumeName,
+    /// The cluster that asked, where there is one.
+    pub cluster: Option<String>,
+    /// The size that was asked for, before rounding.
+    pub asked: Option<Bytes>,
+    /// What it was last handed out as.
+    pub format: Option<FormatRecord>,
+}
+
+impl Record {
+    /// As tags of the pool. The name is left out where the id says it.
+    pub fn to_tags(&self, id: &VolumeId) -> Vec<String> {
+        let mut tags = vec![OWNER.to_owned()];
+        if id.suffix() != Some(self.name.as_str()) {
+            tags.push(format!("{NAME}{}", URL_SAFE_NO_PAD.encode(self.name.as_str())));
+        }
+        tags.extend(self.cluster.as_ref().map(|cluster| format!("{CLUSTER}{cluster}")));
+        tags.extend(self.asked.map(|asked| format!("{SIZE}{}", asked.get())));
+        tags.extend(self.format.map(format_tag));
+        tags
+    }
+
+    /// From the tags of the pool of the volume `id`; `None` if it is not ours or makes no sense.
+    pub fn from_tags(id: &VolumeId, tags: &[String]) -> Option<Self> {
+        if !ours(tags) {
+            return None;
+        }
+        let name = match value(tags, NAME) {
+            Some(encoded) => String::from_utf8(URL_SAFE_NO_PAD.decode(encoded).ok()?).ok()?,
+            None => id.suffix()?.to_owned(),
+        };
+        Some(Self {
+            name: name.parse().ok()?,
+            cluster: value(tags, CLUSTER).map(str::to_owned),
+            asked: value(tags, SIZE).and_then(|n| n.parse().ok()).map(Bytes),
+            format: value(tags, FORMAT).and_then(|text| text.parse().ok()),
+        })
+    }
+}
+
+/// The tag of a record of what a volume was handed out as.
+pub fn format_tag(record: FormatRecord) -> String {
+    format!("{FORMAT}{record}")
+}
+
+/// The tags among these that record what a volume was handed out as.
+pub fn format_tags(tags: &[String]) -> impl Iterator<Item = &String> {
+    tags.iter().filter(|tag| tag.starts_with(FORMAT))
+}
+
+/// Whether a cluster's id can be a part of a tag.
+pub fn can_be_cluster(id: &str) -> bool {
+    !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+.-".contains(&b))
+}
+
+fn value<'a>(tags: &'a [String], key: &str) -> Option<&'a str> {
+    tags.iter().find_map(|tag| tag.strip_prefix(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use carina_core::FsType;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::names;
+
+    proptest! {
+        #[test]
+        fn a_record_survives_its_tags(
+            text in "\\PC{1,42}",
+            cluster in proptest::option::of("[a-z0-9-]{1,36}"),
+            asked in proptest::option::of(any::<u64>()),
+        ) {
+            let Ok(name) = text.parse::<VolumeName>() else { return Ok(()) };
+            let id = names::volume_id("carina-vg-ssd", &name);
+            let record = Record {
+                name,
+                cluster,
+                asked: asked.map(Bytes),
+                format: Some(FormatRecord::Formatting(FsType::Xfs)),
+            };
+            let tags = record.to_tags(&id);
+            for tag in &tags {
+                prop_assert!(tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+.-/=!:&#".contains(&b)), "{tag}");
+            }
+            prop_assert_eq!(Record::from_tags(&id, &tags), Some(record));
+        }
+    }
+
+    #[test]
+    fn tags_of_others_are_no_record() {
+        let id: VolumeId = "volume-a".parse().unwrap();
+        assert_eq!(Record::from_tags(&id, &["carina-vg-ssd".to_owned()]), None);
+        assert_eq!(Record::from_tags(&id, &[OWNER.to_owned(), format!("{NAME}%%%")]), None);
+        assert_eq!(medium(&of_group(Medium::Hdd)), Some(Medium::Hdd));
+    }
+}

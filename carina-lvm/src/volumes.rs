@@ -1,0 +1,360 @@
+//! The life of volumes: create, grow, delete, activate, record.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use carina_core::exec::{Command, Output};
+use carina_core::{
+    Bytes, Error, FormatRecord, GroupName, NoCapacity, PoolShape, Result, SizeRange, Volume, VolumeId, VolumeName,
+    VolumeRequest,
+};
+
+use crate::argv;
+use crate::backend::LvmBackend;
+use crate::figures;
+use crate::groups::Group;
+use crate::layout::OurVolume;
+use crate::names;
+use crate::tags::{self, Record};
+
+/// A volume of ours where it was found.
+pub struct Place {
+    /// Its group's name.
+    pub name: GroupName,
+    /// Its group.
+    pub group: Arc<Group>,
+    /// The volume, half-made ones included.
+    pub volume: OurVolume,
+}
+
+impl Place {
+    fn volume(&self) -> Option<Volume> {
+        figures::volume(&self.name, &self.group, &self.volume)
+    }
+}
+
+impl LvmBackend {
+    /// The volume for which the condition holds, half-made ones included.
+    pub async fn place(&self, mut is_it: impl FnMut(&OurVolume) -> bool) -> Result<Option<Place>> {
+        for (name, group) in self.picture().await?.ours {
+            if let Some(volume) = group.layout().our_volumes().into_values().find(&mut is_it) {
+                return Ok(Some(Place { name, group, volume }));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn whole(&self, id: &VolumeId) -> Result<Place> {
+        let place = self.place(|volume| volume.id == *id).await?;
+        let place = place.filter(|p| p.volume.size.is_some()).ok_or_else(|| not_found(id))?;
+        self.check_cluster(&place.volume)?;
+        Ok(place)
+    }
+
+    /// A volume that another cluster recorded is not this one's to change.
+    fn check_cluster(&self, volume: &OurVolume) -> Result<()> {
+        match (&volume.record.cluster, self.cluster()) {
+            (Some(theirs), Some(ours)) if theirs != ours => Err(Error::Precondition(format!(
+                "volume {} belongs to cluster {theirs} and this is {ours}; it is left alone",
+                volume.id
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) async fn create_volume(&self, name: &GroupName, request: &VolumeRequest) -> Result<Volume> {
+        if let Some(there) = self.existing(&request.name).await? {
+            self.check_cluster(&there.volume)?;
+            if let Some(volume) = there.volume() {
+                request.check_existing(&volume, figures::medium(&there.name, &there.group))?;
+                return Ok(volume);
+            }
+        }
+        let mut group = self.group(name).await?;
+        // What an earlier create left half done goes first, in case that the size differs.
+        if !self.mend(name, &group).await?.is_empty() {
+            group = self.group(name).await?;
+        }
+        let figures = self.device_group(name, &group).await?;
+        let size = request.size.in_extents(figures.extent)?;
+        figures.admit(size, request.may_grow_to)?;
+        let id = names::volume_id(name.as_str(), &request.name);
+        let what = format!("create {id} in {name}");
+        let pool = names::pool(&id).ok_or_else(|| not_found(&id))?;
+        for taken in [id.as_str(), pool.as_str()] {
+            if group.layout().volumes.contains_key(taken) {
+                return Err(Error::AlreadyExists(format!(
+                    "{what}: a logical volume {taken} is there that is none of Carina's; rename it (lvrename {name} \
+                     {taken} NEW) or ask for another name"
+                )));
+            }
+        }
+        let shape = PoolShape::for_volume(size, request.may_grow_to);
+        let metadata = shape
+            .metadata(size, figures.extent)
+            .ok_or_else(|| Error::OutOfRange(format!("{what}: {size} is more than a volume can have")))?;
+        let record = Record {
+            name: request.name.clone(),
+            cluster: self.cluster().map(str::to_owned),
+            asked: Some(request.size.required()),
+            format: None,
+        };
+        let tags = record.to_tags(&id);
+        let new = argv::NewVolume { id: &id, pool: &pool, size, chunk: shape.chunk, metadata, tags: &tags };
+        let command = argv::create(&group.scope(self.dialect().await?), &new);
+        let output = self.runner().run(&command).await?;
+        if !output.success() {
+            let error = failure(&what, &command, &output, name, size);
+            self.undo(name, &id).await;
+            return Err(error);
+        }
+        let made = self.whole(&id).await.ok().and_then(|place| place.volume());
+        match made {
+            Some(volume) if volume.size == size && !volume.health.is_failed() => Ok(volume),
+            Some(volume) => Err(Error::Unhealthy(format!(
+                "{what}: LVM reported success and made {} ({}); look at `lvs -a {name}`",
+                volume.size, volume.health
+            ))),
+            None => {
+                Err(output.failure(format!("{what}: LVM reported success and made nothing"), &command, true).into())
+            }
+        }
+    }
+
+    /// The volume of this name, or the one that has its id.
+    async fn existing(&self, name: &VolumeName) -> Result<Option<Place>> {
+        for (group_name, group) in self.picture().await?.ours {
+            let id = names::volume_id(group_name.as_str(), name);
+            let found = group.layout().our_volumes().into_values().find(|v| v.record.name == *name || v.id == id);
+            if let Some(volume) = found {
+                return Ok(Some(Place { name: group_name, group, volume }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes what a failed create left; what can't be removed now is recovery's.
+    async fn undo(&self, name: &GroupName, id: &VolumeId) {
+        let undone = async {
+            let group = self.group(name).await?;
+            if group.layout().our_volumes().get(id).is_some_and(|volume| volume.size.is_none()) {
+                self.mend(name, &group).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = undone.await {
+            tracing::warn!("what is left of {id} in {name} could not be removed yet: {error}");
+        }
+    }
+
+    pub(crate) async fn expand_volume(&self, id: &VolumeId, size: SizeRange) -> Result<Volume> {
+        let place = self.whole(id).await?;
+        let Place { name, group, volume: ours } = &place;
+        let now = ours.size.unwrap_or_default();
+        if now >= size.required() {
+            let whole = place.volume().ok_or_else(|| not_found(id))?;
+            return if size.contains(now) { Ok(whole) } else { Err(larger_already(id, now, size)) };
+        }
+        let pool = ours.figures.clone().ok_or_else(|| not_found(id))?;
+        let figures = self.device_group(name, group).await?;
+        let to = size.in_extents(figures.extent)?;
+        let what = format!("grow {id} in {name} to {to}");
+        let metadata = pool
+            .shape
+            .metadata(to, figures.extent)
+            .ok_or_else(|| Error::OutOfRange(format!("{what}: it is more than a volume can have")))?;
+        let dialect = self.dialect().await?;
+        if pool.data < to {
+            figures.admit_growth(&pool, pool.data, to)?;
+            let more = (metadata > pool.metadata).then_some(metadata);
+            let command = argv::extend_pool(&group.scope(dialect), &ours.pool, to, more);
+            let output = self.runner().run(&command).await?;
+            if !output.success() {
+                self.check_metadata_grew(id, pool.metadata).await;
+                return Err(failure(&what, &command, &output, name, to));
+            }
+        } else if figures.health.is_failed() {
+            figures.admit_growth(&pool, pool.data, to)?;
+        }
+        let command = argv::extend_volume(&group.scope(dialect), id, to);
+        let output = self.runner().run(&command).await?;
+        if !output.success() {
+            return Err(failure(&what, &command, &output, name, to));
+        }
+        let after = self.whole(id).await?;
+        let data = after.volume.figures.as_ref().map_or(Bytes::ZERO, |figures| figures.data);
+        match after.volume() {
+            Some(volume) if volume.size > data => Err(Error::Unhealthy(format!(
+                "{what}: the volume has {} and its pool {data}; grow the pool at once: lvextend -L {}b {name}/{}",
+                volume.size,
+                volume.size.get(),
+                after.volume.pool
+            ))),
+            Some(volume) if volume.size >= to => Ok(volume),
+            _ => {
+                Err(output.failure(format!("{what}: LVM reported success and did not grow it"), &command, true).into())
+            }
+        }
+    }
+
+    /// A failed growth can leave a pool's metadata larger than it was: said loudly, for it costs space.
+    async fn check_metadata_grew(&self, id: &VolumeId, before: Bytes) {
+        if let Ok(after) = self.whole(id).await
+            && let Some(figures) = after.volume.figures
+            && figures.metadata > before
+        {
+            tracing::warn!("the failed growth of {id} left its metadata at {} (before: {before})", figures.metadata);
+        }
+    }
+
+    pub(crate) async fn delete_volume(&self, id: &VolumeId) -> Result<()> {
+        let Some(place) = self.place(|volume| volume.id == *id).await? else { return self.check_foreign(id).await };
+        self.check_cluster(&place.volume)?;
+        let Place { name, group, volume: ours } = &place;
+        let what = format!("delete {id} in {name}");
+        let scope = group.scope(self.dialect().await?);
+        let command = match (ours.size, ours.thins) {
+            // Its pool alone: what a cut create left, which LVM's own words must agree on.
+            (None, 0) => {
+                self.mend(name, group).await?;
+                let left = self.place(|volume| volume.id == *id).await?.is_some();
+                return if left {
+                    Err(Error::Unhealthy(format!(
+                        "{what}: its pool {} needs a person; see the group's health",
+                        ours.pool
+                    )))
+                } else {
+                    Ok(())
+                };
+            }
+            // The volume is gone; its pool stays for the snapshots.
+            (None, _) => return Ok(()),
+            (Some(_), 1) => argv::remove_pool(&scope, &ours.pool, 1),
+            (Some(_), _) => argv::remove_volume(&scope, id, &ours.pool),
+        };
+        let in_use = || {
+            Error::InUse(format!("volume {id} is mounted or held open; unmount it (unstage it) before it is deleted"))
+        };
+        let device = figures::ask(&names::dm_name(name.as_str(), id.as_str())).map_err(Error::Precondition)?;
+        if device.is_some_and(|device| device.open_count > 0) {
+            return Err(in_use());
+        }
+        let output = self.runner().run(&command).await?;
+        if !output.success() && ["in use", "is used by"].iter().any(|words| output.stderr.contains(words)) {
+            return Err(in_use());
+        }
+        if !output.success() {
+            return Err(failure(&what, &command, &output, name, Bytes::ZERO));
+        }
+        // A selection that doesn't hold removes nothing, with status 0.
+        match self.place(|volume| volume.id == *id && volume.size.is_some()).await? {
+            None => Ok(()),
+            Some(_) => Err(output
+                .failure(format!("{what}: nothing was removed, for its pool changed meanwhile"), &command, true)
+                .into()),
+        }
+    }
+
+    /// A volume of that name that isn't ours is not "removed already".
+    async fn check_foreign(&self, id: &VolumeId) -> Result<()> {
+        for (name, group) in self.picture().await?.ours {
+            if group.layout().volumes.contains_key(id.as_str()) {
+                return Err(Error::Precondition(format!(
+                    "{id} in {name} does not carry Carina's tag ({}), so it is not deleted; remove it with lvremove if \
+                     nobody needs it",
+                    tags::OWNER
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn attach_volume(&self, id: &VolumeId) -> Result<PathBuf> {
+        let place = self.whole(id).await?;
+        let name = names::dm_name(place.name.as_str(), id.as_str());
+        let what = format!("activate {id} in {}", place.name);
+        if figures::ask(&name).map_err(Error::Precondition)?.is_none() {
+            let command = argv::activate(&place.group.scope(self.dialect().await?), id);
+            let output = self.runner().run(&command).await?;
+            if !output.success() {
+                return Err(failure(&what, &command, &output, &place.name, Bytes::ZERO));
+            }
+        }
+        let volume = place.volume().ok_or_else(|| not_found(id))?;
+        if let Some(evidence) = volume.health.evidence().filter(|_| volume.health.is_failed()) {
+            return Err(Error::Unhealthy(format!("{what}: {evidence}")));
+        }
+        volume.device.ok_or_else(|| {
+            Error::Precondition(format!(
+                "{what}: it is active and has no device node; is the host's /dev mounted, and does udevd run?"
+            ))
+        })
+    }
+
+    pub(crate) async fn record(&self, id: &VolumeId, record: FormatRecord) -> Result<()> {
+        let place = self.whole(id).await?;
+        if place.volume.record.format == Some(record) {
+            return Ok(());
+        }
+        let what = format!("record {id} in {} as {record}", place.name);
+        let pool = place.group.layout().volumes.get(&place.volume.pool);
+        let old: Vec<String> = pool.map(|pool| tags::format_tags(&pool.tags).cloned().collect()).unwrap_or_default();
+        let scope = place.group.scope(self.dialect().await?);
+        let command = argv::retag(&scope, &place.volume.pool, old.iter(), &tags::format_tag(record));
+        let output = self.runner().run(&command).await?;
+        if output.success() && self.whole(id).await?.volume.record.format == Some(record) {
+            return Ok(());
+        }
+        Err(failure(&what, &command, &output, &place.name, Bytes::ZERO))
+    }
+}
+
+fn not_found(id: &VolumeId) -> Error {
+    Error::NotFound(format!("there is no LVM volume {id} of Carina's on this node"))
+}
+
+/// The error for an expansion whose limit is below what the volume has.
+fn larger_already(id: &VolumeId, now: Bytes, asked: SizeRange) -> Error {
+    Error::OutOfRange(format!(
+        "volume {id} has {now} already, above the limit of {}; volumes don't shrink",
+        asked.limit().unwrap_or(now)
+    ))
+}
+
+/// What a command that failed means. LVM ends with status 5 for nearly everything; its words tell.
+fn failure(what: &str, command: &Command, output: &Output, group: &GroupName, asked: Bytes) -> Error {
+    let words = output.stderr.to_lowercase();
+    let failure = output.failure(what, command, true);
+    if words.contains("insufficient free space") || words.contains("insufficient suitable allocatable") {
+        let (group, detail) = (Some(group.clone()), failure.to_string());
+        return NoCapacity { asked, available: Bytes::ZERO, group, detail }.into();
+    }
+    if words.contains("exceeds maximum metadata size") || words.contains("metadata too large") {
+        let detail = format!("the group's metadata area is full: {failure}");
+        return NoCapacity { asked, available: Bytes::ZERO, group: Some(group.clone()), detail }.into();
+    }
+    if words.contains("permission denied") || words.contains("non-root user") {
+        return Error::Precondition(format!(
+            "{failure}; LVM needs root: run Carina as root, in a privileged container"
+        ));
+    }
+    failure.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lvm_s_words_become_errors_that_say_what_can_be_done() {
+        let fail = |stderr: &str| {
+            let output = Output { status: 5, stderr: stderr.to_owned(), ..Output::default() };
+            failure("create volume-a", &Command::new("lvm", ["lvcreate"]), &output, &GroupName::ssd(), Bytes::GIB)
+        };
+        let full = fail("  Volume group \"v\" has insufficient free space (5 extents): 256 required.");
+        assert!(matches!(full, Error::NoCapacity(_)), "{full}");
+        assert!(matches!(fail("VG v metadata (521473 bytes) exceeds maximum metadata size"), Error::NoCapacity(_)));
+        assert!(matches!(fail("WARNING: Running as a non-root user."), Error::Precondition(_)));
+        assert!(fail("/run/lock/lvm/V_v:aux: open failed").is_transient());
+    }
+}
