@@ -1,1 +1,14 @@
-//! Carina in Kubernetes.
+//! Carina in Kubernetes: a volume is a [`LogicVolume`], the storage of a node a
+//! [`NodeStorageResource`]. The node's agent makes what LogicVolumes ask for and publishes what the
+//! node has; the controller places volumes and waits for the agents.
+
+pub mod condition;
+pub mod crds;
+pub mod failure;
+pub mod logic_volume;
+pub mod node_storage;
+mod quantity;
+
+pub use logic_volume::{LogicVolume, LogicVolumeSpec, LogicVolumeStatus};
+pub use node_storage::{NodeStorageResource, NodeStorageSpec, NodeStorageStatus};
+pub use quantity::Quantity;

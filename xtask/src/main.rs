@@ -4,6 +4,7 @@ mod accel;
 mod archive;
 mod backplane;
 mod ci;
+mod crds;
 mod disk;
 mod error;
 mod image;
@@ -40,6 +41,8 @@ enum Chore {
     VmSelfTest(self_test::SelfTest),
     /// Run the tests that need a real kernel (guest_*.rs) in virtual machines.
     VmTest(vm_test::VmTest),
+    /// Write the Kubernetes resource definitions in deploy/kubernetes/crds from the Rust types.
+    Crds,
     /// Check everything: format, lints, tests, documentation, tests in the VM.
     Ci,
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Chore::Vm(vm) => vm.run(),
         Chore::VmSelfTest(test) => test.run(),
         Chore::VmTest(test) => test.run(),
+        Chore::Crds => crds::run(),
         Chore::Ci => ci::run(),
     };
     match done {

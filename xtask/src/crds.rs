@@ -1,0 +1,16 @@
+//! `cargo xtask crds`: writes the CustomResourceDefinitions from the Rust types.
+
+use crate::error::{Context, Error, Result};
+use crate::workspace;
+
+/// Where the definitions are kept.
+const FOLDER: &str = "deploy/kubernetes/crds";
+
+/// Runs the generator, which lives beside the types so that xtask need not be built with them.
+pub fn run() -> Result<u8> {
+    let status = workspace::cargo()
+        .args(["run", "--quiet", "--package", "carina-k8s", "--example", "crds", "--", FOLDER])
+        .status()
+        .context("cargo did not run")?;
+    if status.success() { Ok(0) } else { Err(Error::new("the definitions were not written")) }
+}
