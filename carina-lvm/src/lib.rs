@@ -1,1 +1,30 @@
 //! Carina volumes on LVM2.
+//!
+//! Each volume is a thin pool `thin-<pv>` with one thin volume `volume-<pv>` in it, both of the volume's
+//! size, in a volume group of bare disks: what `pvs`, `vgs` and `lvs` show is what operators of Carina
+//! know. Changes go through LVM's own commands ([`argv`](self), one a create or delete, two at most for an
+//! expansion); reading costs no process: the layout is kept and re-read from the disks' own metadata when
+//! its header says that it changed.
+//!
+//! State lives on the disks alone. The tags of a group and of a pool say that Carina made them, and are the
+//! record of the volume; what lacks the tag is never touched. [`LvmBackend`] is the door.
+
+mod argv;
+mod backend;
+mod claim;
+mod config_text;
+mod dm;
+mod figures;
+mod groups;
+mod header;
+mod layout;
+mod members;
+mod mend;
+mod names;
+mod recover;
+mod report;
+mod tags;
+mod text;
+mod volumes;
+
+pub use backend::{LvmBackend, LvmConfig};
