@@ -160,6 +160,14 @@ impl ProcessRunner {
     pub fn find(program: &str) -> Option<PathBuf> {
         PROGRAM_DIRS.iter().map(|dir| PathBuf::from(dir).join(program)).find(|path| path.is_file())
     }
+
+    /// Where a program is.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] naming the package to install, if it is not installed.
+    pub fn require(program: &str) -> Result<PathBuf> {
+        Self::find(program).ok_or_else(|| missing(program))
+    }
 }
 
 #[async_trait]
@@ -168,7 +176,7 @@ impl CommandRunner for ProcessRunner {
         if let Some(stuck) = self.stuck(&command.scope) {
             return Err(Error::Unhealthy(format!("{stuck}; {} was not started", command.program)));
         }
-        let path = Self::find(&command.program).ok_or_else(|| missing(&command.program))?;
+        let path = Self::require(&command.program)?;
         let io = |error: &std::io::Error| Error::io(format!("run {command}"), &path, error);
         tracing::debug!(%command, "run");
         let mut child = tokio::process::Command::new(&path)
