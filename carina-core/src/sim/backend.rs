@@ -135,6 +135,11 @@ fn id_for(name: &VolumeName) -> VolumeId {
     if plain.as_str().len() <= 128 { plain } else { VolumeId::hashed(name) }
 }
 
+/// Nothing to open, but a name that an in-memory mounter can tell volumes apart by.
+fn unreal_device(id: &VolumeId) -> PathBuf {
+    PathBuf::from("/dev/simulated").join(id.as_str())
+}
+
 #[async_trait]
 impl VolumeBackend for SimBackend {
     fn volume_type(&self) -> VolumeType {
@@ -321,7 +326,11 @@ impl VolumeBackend for SimBackend {
             state.volumes.get(id).and_then(|volume| state.volume(volume))
         };
         Ok(volume.map(|mut volume| {
-            volume.device = self.file(id).and_then(|(file, _)| loop_device::find(&file));
+            volume.device = match (self.data(id), &self.runner) {
+                (Some(file), Some(_)) => loop_device::find(&file),
+                (Some(file), None) => Some(file),
+                (None, _) => Some(unreal_device(id)),
+            };
             volume
         }))
     }
@@ -332,10 +341,7 @@ impl VolumeBackend for SimBackend {
 
     async fn attach(&self, id: &VolumeId) -> Result<PathBuf> {
         let volume = self.get(id).await?.ok_or_else(|| not_found(id))?;
-        let Some(file) = self.data(id) else {
-            // Nothing to open, but a name that an in-memory mounter can tell volumes apart by.
-            return Ok(PathBuf::from("/dev/simulated").join(id.as_str()));
-        };
+        let Some(file) = self.data(id) else { return Ok(unreal_device(id)) };
         set_length(&file, volume.size)?;
         match self.runner.as_deref() {
             Some(runner) => loop_device::attach(runner, &file).await,
