@@ -1,0 +1,360 @@
+//! The cluster as it is known: nodes, their groups, and what is held there.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use carina_core::{Bytes, DeviceGroup, GroupName, GroupSelector, Health, REALLY_FREE, VolumeName, VolumeType};
+
+use crate::column::{Column, GroupKey, Row};
+use crate::packing::FreeDisk;
+use crate::paged::Paged;
+use crate::report::{NodeReport, Warning};
+use crate::request::{MAX_FIGURE, PodId};
+use crate::tie;
+
+/// Space that is held for one claim, until the node's report includes its volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// For whom.
+    pub pod: PodId,
+    /// The volume to be.
+    pub volume: VolumeName,
+    /// Where.
+    pub group: GroupName,
+    /// Its size, in whole units of the group.
+    pub size: Bytes,
+    /// Its pool's metadata.
+    pub metadata: Bytes,
+    /// Raw only: the disk, and where on it.
+    pub spot: Option<DiskSpot>,
+}
+
+/// A place on a raw disk.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct DiskSpot {
+    /// The disk.
+    pub disk: String,
+    /// The beginning of the gap.
+    pub start: Bytes,
+    /// Whether the whole disk is taken.
+    pub exclusive: bool,
+}
+
+/// A node of a view.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub(crate) name: Arc<str>,
+    pub(crate) ring: u64,
+    pub(crate) labels: Arc<BTreeMap<String, String>>,
+    pub(crate) ready: bool,
+    sequence: u64,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) holds: Arc<[Hold]>,
+}
+
+/// A group of a node of a view.
+#[derive(Debug, Clone)]
+pub(crate) struct Group {
+    pub column: usize,
+    pub figures: Arc<DeviceGroup>,
+    /// The volumes that the figures include.
+    pub includes: Arc<BTreeSet<VolumeName>>,
+    /// Raw only: what its disks have left beside the holds.
+    pub free: Arc<[FreeDisk]>,
+    pub row: Row,
+}
+
+/// What is known of the cluster: its nodes, their groups and what is held there.
+///
+/// A clone is a snapshot. It shares everything with the original but some pointers a page of 256 nodes;
+/// a change afterwards copies the page it is in.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterView {
+    nodes: Paged<Option<Arc<Node>>>,
+    names: Arc<HashMap<Arc<str>, u32>>,
+    vacant: Vec<u32>,
+    columns: Vec<Column>,
+    column_of: Arc<HashMap<Arc<GroupKey>, usize>>,
+    extents: Vec<Bytes>,
+}
+
+impl ClusterView {
+    /// A cluster without nodes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many nodes there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// The names of the nodes, in no particular order.
+    pub fn node_names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(AsRef::as_ref)
+    }
+
+    /// A group of a node as the node reported it, holds aside.
+    #[must_use]
+    pub fn group(&self, node: &str, group: &GroupName) -> Option<&DeviceGroup> {
+        let node = self.node(self.index(node)?)?;
+        node.groups.iter().find(|g| g.figures.name == *group).map(|g| g.figures.as_ref())
+    }
+
+    /// What a group of a node may still promise, beside the holds there; a raw group's gaps.
+    #[must_use]
+    pub fn available(&self, node: &str, group: &GroupName) -> Option<Bytes> {
+        let node = self.node(self.index(node)?)?;
+        node.groups.iter().find(|g| g.figures.name == *group).map(|g| Bytes(g.row.available()))
+    }
+
+    /// Takes a node's report: the node joins, or its figures change. What can't be in it is cut to the
+    /// side of promising less, with a warning; a report older than the last one changes nothing.
+    pub fn update(&mut self, report: NodeReport) -> Vec<Warning> {
+        self.update_with(report, &Arc::from([]))
+    }
+
+    /// As [`ClusterView::update`], with what is held on the node.
+    pub(crate) fn update_with(&mut self, mut report: NodeReport, holds: &Arc<[Hold]>) -> Vec<Warning> {
+        let known = self.index(&report.node);
+        if let Some(last) = self.last_sequence(&report.node)
+            && report.sequence < last
+        {
+            return vec![Warning::Stale { sequence: report.sequence, last }];
+        }
+        let mut warnings = report.clamp();
+        let mut groups: Vec<Group> = report
+            .groups
+            .into_iter()
+            .map(|reported| {
+                let group = reported.group;
+                let key = GroupKey { name: group.name.clone(), volume_type: group.volume_type, medium: group.medium };
+                Group {
+                    column: self.column(key),
+                    figures: Arc::new(group),
+                    includes: Arc::new(reported.includes),
+                    free: Arc::from([]),
+                    row: Row::default(),
+                }
+            })
+            .collect();
+        for group in &mut groups {
+            let extent = self.extent(group.figures.extent);
+            warnings.extend(group.reckon(report.ready, extent, holds));
+        }
+        let node = match known {
+            Some(index) => self.node(index).map(|node| (node.name.clone(), node.ring)),
+            None => None,
+        };
+        let (name, ring) = node.unwrap_or_else(|| (Arc::from(report.node.as_str()), tie::place_on_ring(&report.node)));
+        let node = Node {
+            name: name.clone(),
+            ring,
+            labels: Arc::new(report.labels),
+            ready: report.ready,
+            sequence: report.sequence,
+            groups,
+            holds: Arc::clone(holds),
+        };
+        let index = known.unwrap_or_else(|| self.join(name));
+        self.put(index, Some(node));
+        warnings
+    }
+
+    /// Writes what is held on a node.
+    pub(crate) fn set_holds(&mut self, index: usize, holds: &Arc<[Hold]>) -> Vec<Warning> {
+        let Some(mut node) = self.node(index).cloned() else { return Vec::new() };
+        node.holds = Arc::clone(holds);
+        let mut warnings = Vec::new();
+        for group in &mut node.groups {
+            let extent = group.row.extent;
+            warnings.extend(group.reckon(node.ready, extent, holds));
+        }
+        self.put(index, Some(node));
+        warnings
+    }
+
+    /// The node left the cluster. Whether it was there.
+    pub fn remove(&mut self, node: &str) -> bool {
+        let Some(index) = self.index(node) else { return false };
+        self.put(index, None);
+        Arc::make_mut(&mut self.names).remove(node);
+        self.vacant.extend(u32::try_from(index));
+        true
+    }
+
+    /// Replaces a node and its rows.
+    fn put(&mut self, index: usize, node: Option<Node>) {
+        let before = self.nodes.get(index).cloned().flatten();
+        let had = |column: usize| before.as_ref().is_some_and(|node| node.groups.iter().any(|g| g.column == column));
+        for group in node.iter().flat_map(|node| &node.groups) {
+            if let Some(column) = self.columns.get_mut(group.column) {
+                column.set(index, group.row, !had(group.column));
+            }
+        }
+        for old in before.iter().flat_map(|node| &node.groups) {
+            let kept = node.as_ref().is_some_and(|node| node.groups.iter().any(|g| g.column == old.column));
+            if let Some(column) = self.columns.get_mut(old.column).filter(|_| !kept) {
+                column.clear(index);
+            }
+        }
+        if let Some(slot) = self.nodes.get_mut(index) {
+            *slot = node.map(Arc::new);
+        }
+    }
+
+    fn join(&mut self, name: Arc<str>) -> usize {
+        let index = match self.vacant.pop() {
+            Some(index) => index as usize,
+            None => {
+                self.nodes.push(None);
+                self.nodes.len() - 1
+            }
+        };
+        if let Ok(number) = u32::try_from(index) {
+            Arc::make_mut(&mut self.names).insert(name, number);
+        }
+        index
+    }
+
+    fn column(&mut self, key: GroupKey) -> usize {
+        if let Some(column) = self.column_of.get(&key) {
+            return *column;
+        }
+        let key = Arc::new(key);
+        let column = self.columns.len();
+        self.columns.push(Column::new(Arc::clone(&key)));
+        Arc::make_mut(&mut self.column_of).insert(key, column);
+        column
+    }
+
+    fn extent(&mut self, extent: Bytes) -> u32 {
+        let place = self.extents.iter().position(|known| *known == extent).unwrap_or_else(|| {
+            self.extents.push(extent);
+            self.extents.len() - 1
+        });
+        u32::try_from(place).unwrap_or(u32::MAX)
+    }
+
+    /// Which report of a node was the last.
+    pub(crate) fn last_sequence(&self, node: &str) -> Option<u64> {
+        Some(self.node(self.index(node)?)?.sequence)
+    }
+
+    /// Whether a node's figures include a volume.
+    pub(crate) fn includes(&self, node: &str, volume: &VolumeName) -> bool {
+        let node = self.index(node).and_then(|index| self.node(index));
+        node.is_some_and(|node| node.groups.iter().any(|group| group.includes.contains(volume)))
+    }
+
+    pub(crate) fn index(&self, node: &str) -> Option<usize> {
+        self.names.get(node).map(|index| *index as usize)
+    }
+
+    pub(crate) fn node(&self, index: usize) -> Option<&Node> {
+        self.nodes.get(index)?.as_deref()
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (usize, &Node)> {
+        self.nodes.iter().enumerate().filter_map(|(index, node)| Some((index, node.as_deref()?)))
+    }
+
+    /// One more than the largest index of a node.
+    pub(crate) fn slots(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub(crate) fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    pub(crate) fn extents(&self) -> &[Bytes] {
+        &self.extents
+    }
+}
+
+impl GroupKey {
+    /// Whether a claim may go to groups of this kind, whatever the room.
+    pub fn matches(&self, volume_type: VolumeType, selector: &GroupSelector) -> bool {
+        self.volume_type == volume_type
+            && match selector {
+                GroupSelector::Any => true,
+                GroupSelector::Medium(medium) => self.medium == *medium,
+                GroupSelector::Named(name) => self.name == *name,
+            }
+    }
+}
+
+impl Group {
+    /// Works out what the group can take yet beside the holds; what the holds lack.
+    fn reckon(&mut self, ready: bool, extent: u32, holds: &[Hold]) -> Option<Warning> {
+        let figures = &self.figures;
+        let ours = || holds.iter().filter(|hold| hold.group == figures.name);
+        let takes = ready && !figures.health.is_failed();
+        let slots = u32::try_from(figures.volumes_left).unwrap_or(u32::MAX).saturating_sub(count(ours().count()));
+        let lacking = if figures.volume_type == VolumeType::Raw {
+            let mut disks: Vec<FreeDisk> = figures.raw_disks.iter().map(FreeDisk::new).collect();
+            let mut lacking = Bytes::ZERO;
+            // Exclusive ones first, then the largest: as they were packed.
+            let mut held: Vec<&Hold> = ours().collect();
+            let exclusive = |hold: &Hold| hold.spot.as_ref().is_some_and(|spot| spot.exclusive);
+            held.sort_by_key(|hold| (!exclusive(hold), std::cmp::Reverse(hold.size)));
+            for hold in held {
+                let spot = hold.spot.as_ref();
+                let disk = spot.and_then(|s| figures.raw_disks.iter().position(|d| d.name == s.disk));
+                let missing = match (disk.and_then(|d| disks.get_mut(d)), spot) {
+                    (Some(disk), Some(spot)) if spot.exclusive => disk.take_all(hold.size),
+                    (Some(disk), Some(spot)) => disk.take(spot.start, hold.size),
+                    // Its disk is gone, and what was held there with it.
+                    _ => hold.size,
+                };
+                lacking = lacking.saturating_add(missing);
+            }
+            let free = disks.iter().map(FreeDisk::free).sum();
+            self.free = disks.into();
+            self.row = Row { promise: free, room: free, spare: 0, slots, extent };
+            lacking
+        } else {
+            let size: Bytes = ours().map(|hold| hold.size).sum();
+            let metadata: Bytes = ours().map(|hold| hold.metadata).sum();
+            let largest = ours().map(|hold| hold.metadata).max().unwrap_or_default();
+            let footprint =
+                size.saturating_add(metadata).saturating_add(largest.saturating_sub(figures.metadata_spare));
+            let promise = figures.promise().min(MAX_FIGURE);
+            let room = figures.free.saturating_sub(REALLY_FREE);
+            self.row = Row {
+                promise: promise.saturating_sub(size).get(),
+                room: room.saturating_sub(footprint).get(),
+                spare: figures.metadata_spare.max(largest).get(),
+                slots,
+                extent,
+            };
+            size.saturating_sub(promise).max(footprint.saturating_sub(room))
+        };
+        if !takes || self.row.slots == 0 {
+            (self.row.promise, self.row.room) = (0, 0);
+        }
+        // What is lacking on a group that takes nothing new anyway is nobody's news.
+        (!lacking.is_zero() && takes).then(|| Warning::Overcommitted { group: self.figures.name.clone(), by: lacking })
+    }
+
+    /// Why nothing goes here at all, whatever the size.
+    pub fn refuses(&self) -> Option<&str> {
+        match &self.figures.health {
+            Health::Failed { evidence } => Some(evidence),
+            _ => None,
+        }
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
