@@ -1,5 +1,6 @@
 //! The pure difference between the disks that are there and the groups that the config wants.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -340,14 +341,15 @@ struct Node<'a> {
 impl<'a> Node<'a> {
     fn new(disks: &'a [Disk], config: &Config, node_labels: &BTreeSet<String>) -> Self {
         // The listing that says most against claiming comes first and stays.
-        let mut listed: Vec<&Disk> = disks.iter().collect();
-        listed.sort_by_key(|disk| {
+        let mut listed: Vec<(&Disk, Selection)> =
+            disks.iter().map(|disk| (disk, config.disk_selector.select(disk, node_labels))).collect();
+        listed.sort_by_key(|(disk, selection)| {
             let reasons = disk.not_bare(config.minimum_disk_size).len();
-            (disk.group.is_none(), std::cmp::Reverse(reasons), &disk.group)
+            (disk.group.is_none(), Reverse(reasons), Reverse(selection.groups.len()), disk.group.clone())
         });
         let mut by_name: BTreeMap<&str, (&Disk, Selection)> = BTreeMap::new();
-        for disk in listed {
-            by_name.entry(&disk.name).or_insert_with(|| (disk, config.disk_selector.select(disk, node_labels)));
+        for (disk, selection) in listed {
+            by_name.entry(&disk.name).or_insert((disk, selection));
         }
         let mut ids: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         let mut partitions: BTreeMap<&str, Vec<String>> = BTreeMap::new();
