@@ -165,6 +165,18 @@ async fn a_disk_that_is_held_open_exclusively_is_not_bare() {
 }
 
 #[tokio::test]
+async fn a_disk_that_cannot_be_read_is_never_blank() {
+    let Some(_turn) = can_run().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let device = Loop::new(&folder, "disk.img", Bytes::gib(20), &[]).await;
+    // The end of the disk is gone: reading there is an I/O error, of which blkid says "nothing found".
+    std::fs::File::options().write(true).open(&device.file).unwrap().set_len(Bytes::gib(1).get()).unwrap();
+    let disk = device.look().await;
+    assert!(matches!(&disk.signature, Signature::Unknown(why) if why.contains("cannot be read")), "{disk:?}");
+    assert!(matches!(disk.not_bare(MINIMUM).as_slice(), [NotBare::Unprobed { .. }]));
+}
+
+#[tokio::test]
 async fn a_read_only_disk_and_a_small_one_are_not_bare() {
     let Some(_turn) = can_run().await else { return };
     let folder = tempfile::tempdir().unwrap();
