@@ -345,7 +345,8 @@ impl<'a> Node<'a> {
             disks.iter().map(|disk| (disk, config.disk_selector.select(disk, node_labels))).collect();
         listed.sort_by_key(|(disk, selection)| {
             let reasons = disk.not_bare(config.minimum_disk_size).len();
-            (disk.group.is_none(), Reverse(reasons), Reverse(selection.groups.len()), disk.group.clone())
+            let ids = Reverse(disk.ids.clone());
+            (disk.group.is_none(), Reverse(reasons), Reverse(selection.groups.len()), disk.group.clone(), ids)
         });
         let mut by_name: BTreeMap<&str, (&Disk, Selection)> = BTreeMap::new();
         for (disk, selection) in listed {
@@ -353,10 +354,12 @@ impl<'a> Node<'a> {
         }
         let mut ids: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         let mut partitions: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-        for (disk, _) in by_name.values() {
+        for disk in disks {
             for id in &disk.ids {
                 ids.entry(id).or_default().insert(&disk.name);
             }
+        }
+        for (disk, _) in by_name.values() {
             if let Some(parent) = parent_of(disk) {
                 partitions.entry(parent).or_default().push(disk.name.clone());
             }
@@ -394,10 +397,9 @@ impl<'a> Node<'a> {
                     .map_or(WhyLeft::NotSelected, |pattern| WhyLeft::PartitionNotMeant { pattern: pattern.clone() }));
             }
         };
-        let shared = disk.ids.iter().find_map(|id| Some((id, self.shared_ids.get(id.as_str())?)));
-        if let Some((id, names)) = shared {
+        if let Some((id, names)) = self.shared_ids.iter().find(|(_, names)| names.contains(disk.name.as_str())) {
             let others = names.iter().filter(|name| **name != disk.name).map(|name| (*name).to_owned()).collect();
-            return Err(WhyLeft::SameId { id: id.clone(), others });
+            return Err(WhyLeft::SameId { id: (*id).to_owned(), others });
         }
         if let Some(is) = groups.get(group).copied().filter(|is| *is != by.volume_type) {
             return Err(WhyLeft::OtherPolicy { group: group.clone(), is, configured: by.volume_type });

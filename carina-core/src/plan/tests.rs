@@ -97,6 +97,10 @@ fn a_disk_of_two_groups_is_claimed_by_neither() {
 
 #[test]
 fn disks_with_one_id_are_claimed_by_neither() {
+    // Even if only one of two listings of a disk knows its id.
+    let nameless = Disk { ids: Vec::new(), ..disk("sdb") };
+    let listed = [nameless.clone(), disk("sdb"), Disk { name: "sdc".to_owned(), ..disk("sdb") }, nameless];
+    assert!(plan(&listed, &BTreeMap::new(), &config(r#"["sd*"]"#)).is_empty());
     let twin = |name: &str| Disk { ids: vec!["wwn-0x1".to_owned(), "serial-1".to_owned()], ..disk(name) };
     let both = plan(&[twin("sdb"), twin("sdc")], &BTreeMap::new(), &config(r#"["sd*"]"#));
     assert!(both.is_empty());
@@ -269,12 +273,13 @@ proptest! {
         let claimed: Vec<(&GroupName, &PlannedDisk)> =
             plan.steps.iter().flat_map(|step| step.disks().iter().map(move |disk| (step.group(), disk))).collect();
         for (group, planned) in &claimed {
-            for disk in disks.iter().filter(|disk| disk.name == planned.name) {
-                prop_assert!(disk.not_bare(config.minimum_disk_size).is_empty());
-                let selection = config.disk_selector.select(disk, &labels());
-                // Two listings of a disk may differ in medium and ids, and so in the group; none may be in conflict.
-                prop_assert!(selection.groups.len() <= 1);
-            }
+            let listings: Vec<&Disk> = disks.iter().filter(|disk| disk.name == planned.name).collect();
+            prop_assert!(listings.iter().all(|disk| disk.not_bare(config.minimum_disk_size).is_empty()));
+            // Listings of one disk may differ in medium and ids, and so in the group: none may be in conflict, and
+            // one has to say this group.
+            let selected = |disk: &Disk| config.disk_selector.select(disk, &labels()).groups;
+            prop_assert!(listings.iter().all(|disk| selected(disk).len() <= 1));
+            prop_assert!(listings.iter().any(|disk| selected(disk).contains_key(group)));
             prop_assert!(groups.get(group).is_none_or(|kind| plan.steps.iter().any(|s| s.group() == *group && s.volume_type() == *kind)));
             for (_, other) in claimed.iter().filter(|(_, other)| other.name != planned.name) {
                 prop_assert!(planned.ids.iter().all(|id| !other.ids.contains(id)));
