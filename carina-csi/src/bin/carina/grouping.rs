@@ -1,0 +1,35 @@
+//! Grouping the disks: the plan by the config, and its steps taken.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use carina_core::{DeviceGroup, Disk, Engine, GroupPlan};
+
+use crate::failure::Failure;
+use crate::options::LoadedConfig;
+use crate::progress::waiting;
+
+/// The plan for these disks and groups.
+pub fn plan(config: &LoadedConfig, disks: &[Disk], groups: &[DeviceGroup]) -> GroupPlan {
+    let groups: BTreeMap<_, _> = groups.iter().map(|group| (group.name.clone(), group.volume_type)).collect();
+    // A machine without Kubernetes has no labels.
+    GroupPlan::new(disks, &groups, &config.config, &BTreeSet::new())
+}
+
+/// The plan for what a running engine sees.
+pub async fn plan_for(engine: &Engine, config: &LoadedConfig) -> Result<GroupPlan, Failure> {
+    Ok(plan(config, &engine.disks().await?, &engine.groups().await?))
+}
+
+/// Takes the steps of a plan, saying each with its reasons before it is taken.
+pub async fn apply(engine: &Engine, plan: &GroupPlan, mut say: impl FnMut(&str)) -> Result<(), Failure> {
+    for step in &plan.steps {
+        let reasons: Vec<String> = step
+            .disks()
+            .iter()
+            .filter_map(|disk| Some(format!("{}: {}", disk.name, plan.because.get(&disk.name)?)))
+            .collect();
+        say(&format!("{step} ({})", reasons.join("; ")));
+        waiting(&step.to_string(), engine.apply(step.clone())).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! This machine: its backend, its disks and groups, and the engine over them.
+
+use std::fs;
+use std::sync::Arc;
+
+use carina_core::exec::{CommandRunner, ProcessRunner};
+use carina_core::sim::{SimBackend, SimNode};
+use carina_core::{DeviceGroup, Disk, Engine, MostRoom, Recovery, Retry, Volume, VolumeBackend};
+use carina_csi::{LinuxMounter, MemoryMounter, Mounter};
+use carina_lvm::{LvmBackend, LvmConfig};
+
+use crate::failure::{Class, Failure};
+use crate::lock::EngineLock;
+use crate::options::{Backend, LoadedConfig, Options};
+use crate::output;
+
+/// The capability that mounting and loop devices need (`CAP_SYS_ADMIN`, linux/capability.h).
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+/// This machine, looked at and not changed.
+pub struct Node {
+    /// What it is to do with its disks.
+    pub config: LoadedConfig,
+    backend: Arc<dyn VolumeBackend>,
+}
+
+/// This machine with its engine running, and the right to change its storage.
+pub struct RunningNode {
+    /// What it is to do with its disks.
+    pub config: LoadedConfig,
+    /// The engine.
+    pub engine: Engine,
+    recovery: Recovery,
+    _lock: EngineLock,
+}
+
+impl Node {
+    /// Looks at the machine. Simulated disks that are new are kept from the first change on.
+    pub fn look(options: &Options) -> Result<Self, Failure> {
+        let config = options.load_config()?;
+        let backend: Arc<dyn VolumeBackend> = match options.backend {
+            Backend::Sim => {
+                let folder = options.state_folder()?;
+                // A process that changes this storage may be running, so nothing is written here.
+                sim_backend(if folder.join("node.json").exists() {
+                    SimNode::open(&folder, [])?
+                } else {
+                    let node = SimNode::new(SimNode::trial_disks());
+                    node.set_reserve(config.config.reserve)?;
+                    node
+                })
+            }
+            Backend::Lvm => lvm_backend(&config)?,
+        };
+        Ok(Self { config, backend })
+    }
+
+    /// The disks of this machine, those in groups included.
+    pub async fn disks(&self) -> Result<Vec<Disk>, Failure> {
+        Ok(self.backend.disks().await?)
+    }
+
+    /// The groups of this machine.
+    pub async fn groups(&self) -> Result<Vec<DeviceGroup>, Failure> {
+        Ok(self.backend.groups().await?)
+    }
+
+    /// The volumes of this machine.
+    pub async fn volumes(&self) -> Result<Vec<Volume>, Failure> {
+        Ok(self.backend.list().await?)
+    }
+}
+
+impl RunningNode {
+    /// Takes the right to change the machine's storage and starts its engine. `holder` says who has it:
+    /// the command, and its endpoint if it serves one.
+    pub async fn start(options: &Options, holder: &str) -> Result<Self, Failure> {
+        let config = options.load_config()?;
+        let holder = format!("{holder} (pid {})", std::process::id());
+        let lock = EngineLock::take(&options.lock_file()?, &holder)?;
+        let backend: Arc<dyn VolumeBackend> = match options.backend {
+            Backend::Sim => {
+                let node = SimNode::open(&options.state_folder()?, SimNode::trial_disks())?;
+                node.set_reserve(config.config.reserve)?;
+                sim_backend(node)
+            }
+            Backend::Lvm => lvm_backend(&config)?,
+        };
+        let (engine, recovery) = Engine::start(vec![backend], Arc::new(MostRoom), Retry::default()).await?;
+        Ok(Self { config, engine, recovery, _lock: lock })
+    }
+
+    /// Says what is odd in the config, and what the engine found half done.
+    pub fn say_findings(&self) {
+        self.config.say_warnings();
+        for mended in &self.recovery.mended {
+            output::note(&format!("recovered: {mended}"));
+        }
+        for left in &self.recovery.for_a_person {
+            output::note(&format!("needs a person: {left}"));
+        }
+    }
+}
+
+fn lvm_backend(config: &LoadedConfig) -> Result<Arc<dyn VolumeBackend>, Failure> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Failure::new(
+            Class::Precondition,
+            "the disks of this machine need root; run this as root, or try --backend sim, which needs no rights",
+        ));
+    }
+    let config = LvmConfig {
+        reserve: config.config.reserve,
+        minimum_disk: config.config.minimum_disk_size,
+        ..LvmConfig::default()
+    };
+    Ok(Arc::new(LvmBackend::new(Arc::new(ProcessRunner::new()), config)?))
+}
+
+fn sim_backend(node: SimNode) -> Arc<dyn VolumeBackend> {
+    let node = Arc::new(node);
+    Arc::new(match simulated_devices() {
+        Some(runner) => SimBackend::with_loop_devices(node, runner),
+        None => SimBackend::new(node),
+    })
+}
+
+/// What mounts and formats the volumes of this backend: the kernel, or a machine in memory where
+/// simulated volumes are no devices.
+pub fn mounter(backend: Backend, engine: &Engine) -> Arc<dyn Mounter> {
+    match backend {
+        Backend::Sim if simulated_devices().is_none() => Arc::new(MemoryMounter::new(Arc::new(engine.clone()))),
+        _ => Arc::new(LinuxMounter::new(Arc::new(ProcessRunner::new()))),
+    }
+}
+
+/// What makes simulated volumes real devices, where that is possible: with the right to mount, loop
+/// devices, and `losetup`.
+pub fn simulated_devices() -> Option<Arc<dyn CommandRunner>> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let capabilities = u64::from_str_radix(effective.trim(), 16).ok()?;
+    let able = capabilities & CAP_SYS_ADMIN != 0
+        && ProcessRunner::find("losetup").is_some()
+        && fs::OpenOptions::new().read(true).write(true).open("/dev/loop-control").is_ok();
+    able.then(|| Arc::new(ProcessRunner::new()) as Arc<dyn CommandRunner>)
+}

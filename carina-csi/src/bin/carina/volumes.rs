@@ -1,0 +1,323 @@
+//! `carina create`, `ls`, `expand` and `rm`: the life of volumes, in process or through a server.
+
+use carina_core::{
+    Bytes, ClassParameters, DeviceGroup, FormatRecord, GroupName, Health, SizeRange, Volume, VolumeId, VolumeName,
+    VolumeRequest, VolumeService,
+};
+use clap::Args;
+use serde::Serialize;
+
+use crate::client::{self, Client};
+use crate::failure::{Class, Failure};
+use crate::grouping;
+use crate::node::{Node, RunningNode};
+use crate::options::{Backend, Options};
+use crate::output;
+use crate::progress::waiting;
+
+/// Where the work is done.
+#[derive(Debug, Args)]
+pub struct Through {
+    /// Work through the server at this socket (unix:///path/csi.sock) instead of in this process
+    #[arg(long, env = "CSI_ENDPOINT", value_name = "ENDPOINT")]
+    endpoint: Option<String>,
+}
+
+/// Make a volume.
+///
+/// A repeated command answers with the volume that it made.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// The volume's name
+    name: String,
+    /// Its size at least: a number of bytes or a quantity such as 10Gi
+    size: Bytes,
+    /// Where: ssd, hdd or a group's name [default: the group with the most room]
+    #[arg(long, visible_alias = "disk-type")]
+    group: Option<String>,
+    /// Its size at most [default: the size, rounded up to what the storage can make]
+    #[arg(long, value_name = "SIZE")]
+    limit: Option<Bytes>,
+    /// The size that it may be grown to one day, for which its pool is shaped [default: eight times its size]
+    #[arg(long, value_name = "SIZE")]
+    may_grow_to: Option<Bytes>,
+    #[command(flatten)]
+    through: Through,
+}
+
+/// List volumes, or groups.
+#[derive(Debug, Args)]
+pub struct List {
+    /// List the groups with their room instead
+    #[arg(long, conflicts_with = "endpoint")]
+    groups: bool,
+    #[command(flatten)]
+    through: Through,
+}
+
+/// Grow a volume; a filesystem on it grows when its node service is told to.
+#[derive(Debug, Args)]
+pub struct Expand {
+    #[command(flatten)]
+    which: Which,
+    /// Its new size at least: a number of bytes or a quantity such as 20Gi
+    size: Bytes,
+    #[command(flatten)]
+    through: Through,
+}
+
+/// Remove one volume and what is on it; refused while it is in use.
+///
+/// Nothing is asked back: the command names exactly one volume.
+#[derive(Debug, Args)]
+pub struct Remove {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    through: Through,
+}
+
+/// One volume that is there.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// The volume's name or id
+    volume: String,
+    /// VOLUME is an id, not a name
+    #[arg(long)]
+    id: bool,
+}
+
+/// A volume, as far as the way it is looked at can tell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Row {
+    id: VolumeId,
+    name: Option<VolumeName>,
+    size: Bytes,
+    group: Option<GroupName>,
+    contents: Option<FormatRecord>,
+    device: Option<std::path::PathBuf>,
+    health: Health,
+}
+
+impl From<Volume> for Row {
+    fn from(volume: Volume) -> Self {
+        Self {
+            id: volume.id,
+            name: Some(volume.name),
+            size: volume.size,
+            group: Some(volume.group),
+            contents: volume.formatted,
+            device: volume.device,
+            health: volume.health,
+        }
+    }
+}
+
+impl Row {
+    /// A volume as CSI tells of it: no name, and the group where its context has it.
+    fn from_csi(volume: &carina_csi::proto::Volume) -> Result<Self, Failure> {
+        Ok(Self {
+            id: volume.volume_id.parse()?,
+            name: None,
+            size: client::bytes(volume.capacity_bytes),
+            group: client::group(volume).map(str::parse).transpose()?,
+            contents: None,
+            device: None,
+            health: Health::Ok,
+        })
+    }
+}
+
+/// The two ways to the volumes.
+enum Door {
+    InProcess(Box<RunningNode>),
+    Server(Client),
+}
+
+impl Door {
+    async fn open(options: &Options, through: &Through, verb: &str) -> Result<Self, Failure> {
+        match through.endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()) {
+            Some(endpoint) => Client::connect(endpoint).await.map(Self::Server),
+            None => {
+                let node = RunningNode::start(options, &format!("carina {verb}")).await?;
+                node.say_findings();
+                Ok(Self::InProcess(Box::new(node)))
+            }
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Row>, Failure> {
+        match self {
+            Self::InProcess(node) => Ok(node.engine.list().await?.into_iter().map(Row::from).collect()),
+            Self::Server(client) => rows(client).await,
+        }
+    }
+
+    async fn find(&self, which: &Which) -> Result<Row, Failure> {
+        let name = which.volume.parse::<VolumeName>().ok();
+        let ids: Vec<VolumeId> = name.iter().flat_map(|name| [VolumeId::plain(name), VolumeId::hashed(name)]).collect();
+        let rows = self.list().await?;
+        let by_name = |row: &&Row| !which.id && (row.name.is_some() && row.name == name || ids.contains(&row.id));
+        let mut found = rows.iter().filter(|row| row.id.as_str() == which.volume || by_name(row));
+        match (found.next(), found.next()) {
+            (Some(row), None) => Ok(row.clone()),
+            (Some(one), Some(other)) => Err(Failure::new(
+                Class::Usage,
+                format!(
+                    "\"{}\" is the name of one volume and the id of another ({} and {}); say the id, with --id",
+                    which.volume, one.id, other.id
+                ),
+            )),
+            (None, _) => Err(Failure::new(
+                Class::NotFound,
+                format!("there is no volume \"{}\"; `carina ls` lists those that there are", which.volume),
+            )),
+        }
+    }
+}
+
+async fn rows(client: &Client) -> Result<Vec<Row>, Failure> {
+    let entries = client.list().await?;
+    entries.iter().filter_map(|entry| entry.volume.as_ref()).map(Row::from_csi).collect()
+}
+
+impl Create {
+    /// Makes the volume.
+    pub async fn run(&self, options: &Options) -> Result<(), Failure> {
+        // Checked here by what the server will check it with, so that both ways answer alike.
+        let name: VolumeName = self.name.parse()?;
+        let size = SizeRange::new(self.size, self.limit)?;
+        let mut parameters = Vec::new();
+        if let Some(group) = &self.group {
+            parameters.push(("carina.storage.io/disk-group-name", group.clone()));
+        }
+        if let Some(limit) = self.may_grow_to {
+            parameters.push(("carina.storage.io/expansion-limit", limit.to_quantity()));
+        }
+        let class = ClassParameters::parse(parameters.iter().map(|(key, value)| (*key, value.as_str())))?;
+        let what = format!("creating {name}");
+        let row = match Door::open(options, &self.through, "create").await? {
+            Door::InProcess(node) => {
+                if options.backend == Backend::Sim
+                    && !node.config.config.dry_run
+                    && node.engine.groups().await?.is_empty()
+                {
+                    // Whoever tries it out need not know of groups first.
+                    let plan = grouping::plan_for(&node.engine, &node.config).await?;
+                    grouping::apply(&node.engine, &plan, output::note).await?;
+                }
+                let request = VolumeRequest {
+                    volume_type: class.volume_type,
+                    group: class.group,
+                    may_grow_to: class.may_grow_to,
+                    ..VolumeRequest::new(name, size)
+                };
+                Row::from(waiting(&what, node.engine.create(request)).await?)
+            }
+            Door::Server(client) => {
+                let capability = client::capability(None);
+                let volume = waiting(&what, client.create(name.as_str(), size, &parameters, capability)).await?;
+                Row::from_csi(&volume)?
+            }
+        };
+        output::show(options.output, &row, |row| {
+            let group = row.group.as_ref().map_or_else(String::new, |group| format!(" in {group}"));
+            format!("{}: {}{group}", row.id, row.size)
+        })
+    }
+}
+
+impl List {
+    /// Lists volumes or groups. Nothing is changed, so it works beside a server too.
+    pub async fn run(&self, options: &Options) -> Result<(), Failure> {
+        if self.groups {
+            let groups = Node::look(options)?.groups().await?;
+            return output::show(options.output, groups.as_slice(), group_table);
+        }
+        let rows = match self.through.endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()) {
+            Some(endpoint) => rows(&Client::connect(endpoint).await?).await?,
+            None => Node::look(options)?.volumes().await?.into_iter().map(Row::from).collect(),
+        };
+        output::show(options.output, rows.as_slice(), volume_table)
+    }
+}
+
+impl Expand {
+    /// Grows the volume.
+    pub async fn run(&self, options: &Options) -> Result<(), Failure> {
+        let size = SizeRange::at_least(self.size)?;
+        let door = Door::open(options, &self.through, "expand").await?;
+        let before = door.find(&self.which).await?;
+        let what = format!("expanding {}", before.id);
+        let now = match &door {
+            Door::InProcess(node) => waiting(&what, node.engine.expand(&before.id, size)).await?.size,
+            Door::Server(client) => waiting(&what, client.expand(before.id.as_str(), size)).await?,
+        };
+        let was = before.size;
+        let row = Row { size: now, ..before };
+        output::show(options.output, &row, |row| match now == was {
+            true => format!("{}: {now} already", row.id),
+            false => format!("{}: {was} -> {now}", row.id),
+        })
+    }
+}
+
+impl Remove {
+    /// Removes the volume.
+    pub async fn run(&self, options: &Options) -> Result<(), Failure> {
+        let door = Door::open(options, &self.through, "rm").await?;
+        let row = door.find(&self.which).await?;
+        let what = format!("removing {}", row.id);
+        match &door {
+            Door::InProcess(node) => waiting(&what, node.engine.delete(&row.id)).await?,
+            Door::Server(client) => waiting(&what, client.delete(row.id.as_str())).await?,
+        }
+        output::show(options.output, &row, |row| format!("{}: removed", row.id))
+    }
+}
+
+fn dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+fn volume_table(rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return "no volumes".to_owned();
+    }
+    output::table(
+        ["VOLUME", "SIZE", "GROUP", "CONTENTS", "DEVICE", "HEALTH"],
+        rows.iter().map(|row| {
+            [
+                row.id.to_string(),
+                row.size.to_string(),
+                dash(row.group.as_ref()),
+                dash(row.contents),
+                dash(row.device.as_ref().map(|device| device.display())),
+                row.health.to_string(),
+            ]
+        }),
+    )
+}
+
+/// The groups of a machine.
+pub fn group_table(groups: &[DeviceGroup]) -> String {
+    if groups.is_empty() {
+        return "no groups; `carina plan` shows which the config would make".to_owned();
+    }
+    output::table(
+        ["GROUP", "TYPE", "MEDIUM", "SIZE", "FREE", "LARGEST", "VOLUMES", "DISKS", "HEALTH"],
+        groups.iter().map(|group| {
+            [
+                group.name.to_string(),
+                group.volume_type.to_string(),
+                group.medium.to_string(),
+                group.size.to_string(),
+                group.available().to_string(),
+                group.largest(None).to_string(),
+                group.volumes.to_string(),
+                group.disks.join(", "),
+                group.health.to_string(),
+            ]
+        }),
+    )
+}
