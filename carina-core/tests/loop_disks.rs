@@ -177,6 +177,25 @@ async fn a_disk_that_cannot_be_read_is_never_blank() {
 }
 
 #[tokio::test]
+async fn a_device_node_of_another_disk_is_not_taken_for_this_one() {
+    let Some(_turn) = can_run().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let device = Loop::new(&folder, "disk.img", Bytes::gib(20), &[]).await;
+    let other = Loop::new(&folder, "other.img", Bytes::gib(20), &[]).await;
+    // A container's own /dev keeps the nodes of disks that have long changed places.
+    let root = folder.path().join("root");
+    std::fs::create_dir_all(root.join("dev")).unwrap();
+    for shared in ["sys", "proc"] {
+        std::os::unix::fs::symlink(Path::new("/").join(shared), root.join(shared)).unwrap();
+    }
+    let stale = root.join("dev").join(device.name());
+    run("cp", &["--archive", &other.device, stale.to_str().unwrap()]).await;
+    let disks = discover::disks(&Sysfs::at(&root), &ProcessRunner::new()).await.unwrap();
+    let disk = disks.into_iter().find(|disk| disk.name == device.name()).unwrap();
+    assert!(matches!(&disk.signature, Signature::Unknown(why) if why.contains("the kernel says")), "{disk:?}");
+}
+
+#[tokio::test]
 async fn a_read_only_disk_and_a_small_one_are_not_bare() {
     let Some(_turn) = can_run().await else { return };
     let folder = tempfile::tempdir().unwrap();
