@@ -1,1 +1,27 @@
-//! Carina volumes on raw disks and partitions.
+//! Carina volumes on raw disks: GPT partitions, shared or over the whole disk.
+//!
+//! A disk that Carina has claimed carries a partition table of its own and, before the first megabyte, a
+//! small checksummed record. The table says which partitions there are, and reads as Carina's to any
+//! partition tool (`carina.io/...` names and a type of its own); the record adds the group, the volumes'
+//! full names, what they were handed out as, and which are being zeroed. Nothing else is remembered
+//! anywhere.
+
+mod backend;
+mod blkpg;
+mod device;
+#[cfg(test)]
+mod fake;
+mod guid;
+mod host;
+mod member;
+mod owned_disk;
+mod record;
+mod settle;
+mod table;
+mod wipe;
+
+pub use backend::RawBackend;
+pub use device::{Device, DiskSource, KernelPartition, Open};
+pub use guid::Guid;
+pub use host::HostDisks;
+pub use table::{Copies, Flaw, Image, Partition, Region, Table, VOLUME_TYPE};

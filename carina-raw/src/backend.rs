@@ -1,0 +1,467 @@
+//! [`VolumeBackend`] over the disks of ours.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use carina_core::{
+    Bytes, Capabilities, DeviceGroup, Disk, DiskKind, Error, FormatRecord, GroupName, Health, Medium,
+    PARTITION_ALIGNMENT, PlanStep, PlannedDisk, RawDisk, Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId,
+    VolumeName, VolumeRequest, VolumeType, best_fit, smallest_whole,
+};
+use tokio::sync::Mutex as Turn;
+use tokio::time::timeout;
+
+use crate::device::{DiskSource, Open};
+use crate::guid::Guid;
+use crate::member::{Member, View};
+use crate::owned_disk::{Inspected, NewVolume, OwnedDisk, inspect};
+use crate::record::VolumeRecord;
+use crate::table::{Copies, Partition};
+use crate::wipe;
+
+/// How long a look at a disk may take before the disk is left for the next scan.
+const LOOK_DEADLINE: Duration = Duration::from_secs(15);
+/// The smallest disk that is looked at: a table of ours and a partition have room.
+const SMALLEST_DISK: Bytes = Bytes::mib(4);
+
+/// Volumes that are partitions of disks of ours.
+pub struct RawBackend {
+    source: Arc<dyn DiskSource>,
+    members: RwLock<BTreeMap<Guid, Arc<Member>>>,
+    scanning: Turn<()>,
+}
+
+/// What a look at a disk that isn't a member found.
+enum Look {
+    NotOurs,
+    /// Partitions that the Go Carina may have made.
+    GoCarina(Vec<Partition>),
+    Unreadable(String),
+    Ours(Arc<Member>),
+}
+
+impl RawBackend {
+    /// A backend over the disks of this source that carry a record of ours; [`VolumeBackend::recover`]
+    /// finds them.
+    #[must_use]
+    pub fn new(source: Arc<dyn DiskSource>) -> Self {
+        Self { source, members: RwLock::default(), scanning: Turn::default() }
+    }
+
+    fn members(&self) -> Vec<Arc<Member>> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn insert(&self, member: &Arc<Member>) {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        members.insert(member.guid, Arc::clone(member));
+    }
+
+    /// Looks at every disk of the node: which are ours, which have gone, which have come back under
+    /// another name.
+    async fn scan(&self, recovery: &mut Recovery) -> Result<Vec<Disk>> {
+        let _scanning = self.scanning.lock().await;
+        let mut disks = self.source.disks().await?;
+        let known = self.members();
+        let mut problems: BTreeMap<Guid, String> = BTreeMap::new();
+        for member in &known {
+            let listed = disks.iter().any(|disk| disk.name == member.name);
+            let seen =
+                if listed { member.change("look at the disk", OwnedDisk::contents).await.map(drop) } else { Ok(()) };
+            match seen {
+                Ok(()) if listed => {}
+                Ok(()) => {
+                    problems.insert(member.guid, "it is gone; bring it back, under whatever name".to_owned());
+                }
+                Err(error) => {
+                    problems.insert(member.guid, error.to_string());
+                }
+            }
+        }
+        let sound = |name: &str| known.iter().any(|m| m.name == name && !problems.contains_key(&m.guid));
+        let candidates: Vec<Disk> = disks
+            .iter()
+            .filter(|disk| matches!(disk.kind, DiskKind::Disk | DiskKind::Loop) && disk.size >= SMALLEST_DISK)
+            .filter(|disk| !sound(&disk.name))
+            .cloned()
+            .collect();
+        let mut found: BTreeMap<Guid, Vec<Arc<Member>>> = BTreeMap::new();
+        for disk in candidates {
+            match self.look(&disk).await {
+                Ok(Look::NotOurs) => {}
+                Ok(Look::GoCarina(partitions)) => recovery.for_a_person.push(look_alikes(&disk, &partitions)),
+                Ok(Look::Unreadable(why)) => recovery.for_a_person.push(format!(
+                    "disk {}: Carina's record on it can't be read ({why}); nothing is written to it",
+                    disk.name
+                )),
+                Ok(Look::Ours(member)) => found.entry(member.guid).or_default().push(member),
+                Err(error) => tracing::debug!("disk {} was not looked at: {error}", disk.name),
+            }
+        }
+        for (guid, mut there) in found {
+            let standing = known.iter().any(|member| member.guid == guid && !problems.contains_key(&guid));
+            let Some(member) = there.pop() else { continue };
+            if standing || !there.is_empty() {
+                let names: Vec<&str> = there.iter().chain([&member]).map(|m| m.name.as_str()).collect();
+                let problem = format!(
+                    "another disk carries the same record ({}): one is a copy; take the copy away, or give it another \
+                     identity",
+                    names.join(", ")
+                );
+                recovery.for_a_person.push(format!("disk {}: {problem}", member.name));
+                if !standing {
+                    self.insert(&member);
+                }
+                problems.insert(guid, problem);
+                continue;
+            }
+            problems.remove(&guid);
+            self.insert(&member);
+            match member.with_disk("recover", OwnedDisk::mend).await {
+                Ok((mended, for_a_person)) => {
+                    recovery.mended.extend(mended);
+                    recovery.for_a_person.extend(for_a_person);
+                }
+                Err(error) => recovery.for_a_person.push(error.to_string()),
+            }
+            if let Err(error) = member.change("look at the disk", OwnedDisk::contents).await {
+                problems.insert(guid, error.to_string());
+            }
+        }
+        for member in self.members() {
+            member.set_problem(problems.remove(&member.guid));
+            if member.view().evidence().is_none() {
+                wipe::start(&member);
+            }
+            for disk in disks.iter_mut().filter(|disk| disk.name == member.name) {
+                disk.group = Some(member.group());
+            }
+        }
+        Ok(disks)
+    }
+
+    async fn look(&self, disk: &Disk) -> Result<Look> {
+        let (source, disk) = (Arc::clone(&self.source), disk.clone());
+        let what = format!("look at disk {}", disk.name);
+        let looking = tokio::task::spawn_blocking(move || -> std::io::Result<Look> {
+            let device = source.open(&disk, Open::Read)?;
+            Ok(match inspect(&*device)? {
+                Inspected::Unreadable(why) => Look::Unreadable(why),
+                Inspected::Ours(contents) => {
+                    let owned = OwnedDisk::new(source.open(&disk, Open::Write)?, &disk.name);
+                    Look::Ours(Member::new(&disk.name, disk.size, owned, *contents))
+                }
+                Inspected::NotOurs => {
+                    let partitions = Copies::read(&*device)?.agreed().map(|table| table.partitions());
+                    let alike: Vec<Partition> =
+                        partitions.unwrap_or_default().into_iter().filter(Partition::looks_like_go_carina).collect();
+                    if alike.is_empty() { Look::NotOurs } else { Look::GoCarina(alike) }
+                }
+            })
+        });
+        match timeout(LOOK_DEADLINE, looking).await {
+            Ok(Ok(Ok(look))) => Ok(look),
+            Ok(Ok(Err(error))) => Err(Error::io(&what, "", &error)),
+            Ok(Err(error)) => Err(Error::Precondition(format!("{what}: it ended without a result: {error}"))),
+            Err(_) => Err(Error::TimedOut(format!("{what}: no answer within {LOOK_DEADLINE:?}"))),
+        }
+    }
+
+    /// Claims a disk that was checked.
+    async fn claim(&self, disk: &Disk, group: &GroupName, medium: Medium) -> Result<()> {
+        let what = format!("claim {} for {group}", disk.name);
+        let (source, claimed, group) = (Arc::clone(&self.source), disk.clone(), group.clone());
+        let failed = what.clone();
+        let claiming = tokio::task::spawn_blocking(move || -> Result<Arc<Member>> {
+            let what = failed;
+            let io = |e: std::io::Error| Error::io(&what, &claimed.path, &e);
+            let exclusive = source.open(&claimed, Open::Exclusive).map_err(io)?;
+            if exclusive.size() != claimed.size {
+                return Err(Error::Precondition(format!(
+                    "{what}: it has {} now, and had {}",
+                    exclusive.size(),
+                    claimed.size
+                )));
+            }
+            match inspect(&*exclusive).map_err(io)? {
+                Inspected::NotOurs => {}
+                Inspected::Ours(contents) if contents.record.volumes.is_empty() => {}
+                Inspected::Ours(contents) => {
+                    return Err(Error::Precondition(format!(
+                        "{what}: it carries Carina's record of {} volumes; if nobody needs them, zero its first \
+                         megabyte",
+                        contents.record.volumes.len()
+                    )));
+                }
+                Inspected::Unreadable(why) => {
+                    return Err(Error::Precondition(format!(
+                        "{what}: it carries a record of Carina's that can't be read ({why}); if nobody needs what is \
+                         on it, zero its first megabyte"
+                    )));
+                }
+            }
+            let guid = source.new_guid().map_err(io)?;
+            // Opened a second time before the first is closed, so that nobody comes between.
+            let device = source.open(&claimed, Open::Write).map_err(io)?;
+            let contents = OwnedDisk::new(exclusive, &claimed.name).claim(guid, &group, medium)?;
+            Ok(Member::new(&claimed.name, claimed.size, OwnedDisk::new(device, &claimed.name), contents))
+        });
+        let member = claiming
+            .await
+            .unwrap_or_else(|e| Err(Error::Precondition(format!("{what}: it ended without a result: {e}"))))?;
+        self.insert(&member);
+        Ok(())
+    }
+
+    /// The members of a group with what they were last seen as.
+    fn of_group(&self, group: &GroupName) -> Vec<(Arc<Member>, Arc<View>)> {
+        let mut members: Vec<_> =
+            self.members().into_iter().map(|member| (Arc::clone(&member), member.view())).collect();
+        members.retain(|(_, view)| view.contents.record.group == *group);
+        members.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        members
+    }
+
+    fn group(&self, name: &GroupName) -> Option<DeviceGroup> {
+        let members = self.of_group(name);
+        let (_, first) = members.first()?;
+        Some(figures(name, first.medium(), &members))
+    }
+
+    /// The live volume that `wanted` picks, with its disk.
+    fn locate(&self, wanted: impl Fn(&VolumeRecord) -> bool) -> Option<(Arc<Member>, Volume)> {
+        self.members().into_iter().find_map(|member| {
+            let view = member.view();
+            let (record, health) = view.contents.volumes().into_iter().find(|(record, _)| wanted(record))?;
+            let volume = member.volume(&view, &record, &health);
+            Some((member, volume))
+        })
+    }
+
+    fn located(&self, id: &VolumeId) -> Result<Arc<Member>> {
+        let (member, _) = self
+            .locate(|record| record.id == *id)
+            .ok_or_else(|| Error::NotFound(format!("there is no volume {id} on the raw disks of this node")))?;
+        match member.view().problem.clone() {
+            Some(problem) => Err(Error::Unhealthy(format!("volume {id} is on disk {}: {problem}", member.name))),
+            None => Ok(member),
+        }
+    }
+
+    fn volume(&self, id: &VolumeId) -> Result<Volume> {
+        let found = self.locate(|record| record.id == *id);
+        found.map(|(_, volume)| volume).ok_or_else(|| Error::NotFound(format!("there is no volume {id} any more")))
+    }
+}
+
+/// The figures of a group from those of its disks.
+fn figures(name: &GroupName, medium: Medium, members: &[(Arc<Member>, Arc<View>)]) -> DeviceGroup {
+    let raw_disks: Vec<RawDisk> = members.iter().map(|(member, view)| view.as_raw_disk(member)).collect();
+    let wrong: Vec<String> = members
+        .iter()
+        .filter_map(|(member, view)| Some(format!("disk {}: {}", member.name, view.evidence()?)))
+        .collect();
+    let health = match wrong.len() {
+        0 => Health::Ok,
+        n if n == members.len() => Health::Failed { evidence: wrong.join("; ") },
+        _ => Health::Degraded { evidence: wrong.join("; ") },
+    };
+    let tables = || members.iter().filter_map(|(_, view)| view.contents.table.as_ref());
+    let wiping = || members.iter().flat_map(|(_, view)| view.contents.wipes());
+    let partitions: Bytes = tables().flat_map(|table| table.partitions()).map(|partition| partition.size).sum();
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    DeviceGroup {
+        name: name.clone(),
+        volume_type: VolumeType::Raw,
+        medium,
+        size: tables().map(|table| table.usable().aligned().size).sum(),
+        free: raw_disks.iter().flat_map(RawDisk::usable_gaps).map(|gap| gap.size).sum(),
+        volumes_size: partitions.saturating_sub(wiping().map(|job| job.size).sum()),
+        volumes: count(members.iter().map(|(_, view)| view.contents.volumes().len()).sum()),
+        volumes_left: raw_disks
+            .iter()
+            .filter(|disk| disk.usable_gaps().next().is_some())
+            .map(|disk| u64::from(disk.slots_left()))
+            .sum(),
+        extent: PARTITION_ALIGNMENT,
+        metadata_spare: Bytes::ZERO,
+        reserve: Bytes::ZERO,
+        disks: members.iter().map(|(member, _)| member.name.clone()).collect(),
+        raw_disks,
+        health,
+    }
+}
+
+/// What a person is told of a disk that the Go Carina may have partitioned.
+fn look_alikes(disk: &Disk, partitions: &[Partition]) -> String {
+    let names: Vec<String> = partitions.iter().map(|p| format!("{} ({})", p.name, p.size)).collect();
+    format!(
+        "disk {} has {} that the Go Carina may have made: {}; they are left alone",
+        disk.name,
+        if partitions.len() == 1 { "a partition" } else { "partitions" },
+        names.join(", ")
+    )
+}
+
+/// The id of a volume here: the plain one where it is within what CSI lets an id have.
+fn id_for(name: &VolumeName) -> VolumeId {
+    let plain = VolumeId::plain(name);
+    if plain.as_str().len() <= 128 { plain } else { VolumeId::hashed(name) }
+}
+
+#[async_trait]
+impl VolumeBackend for RawBackend {
+    fn volume_type(&self) -> VolumeType {
+        VolumeType::Raw
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { expand: true, block_devices: true }
+    }
+
+    async fn disks(&self) -> Result<Vec<Disk>> {
+        let mut found = Recovery::default();
+        let disks = self.scan(&mut found).await?;
+        for line in &found.mended {
+            tracing::info!("recovered: {line}");
+        }
+        for line in &found.for_a_person {
+            tracing::debug!("needs a person: {line}");
+        }
+        Ok(disks)
+    }
+
+    async fn groups(&self) -> Result<Vec<DeviceGroup>> {
+        let mut names: Vec<GroupName> = self.members().iter().map(|member| member.group()).collect();
+        names.sort();
+        names.dedup();
+        Ok(names.iter().filter_map(|name| self.group(name)).collect())
+    }
+
+    async fn apply(&self, step: &PlanStep) -> Result<()> {
+        let group = step.group();
+        let members = self.of_group(group);
+        let is_member =
+            |planned: &&PlannedDisk| members.iter().any(|(m, v)| m.name == planned.name && v.problem.is_none());
+        let medium = match (step, members.first()) {
+            (_, Some((_, view))) => view.medium(),
+            (PlanStep::CreateGroup { medium, .. }, None) => *medium,
+            (PlanStep::GrowGroup { .. }, None) => {
+                return Err(Error::Precondition(format!("{step}: there is no group {group} on this node")));
+            }
+        };
+        // All are checked before one is claimed.
+        let mut checked = Vec::new();
+        for planned in step.disks().iter().filter(|planned| !is_member(planned)) {
+            let disk = self.source.recheck(planned).await?;
+            if !matches!(disk.kind, DiskKind::Disk | DiskKind::Loop) {
+                return Err(Error::Precondition(format!(
+                    "{step}: {} is a partition, and a raw group takes whole disks; name its disk, or put it into an LVM \
+                     group",
+                    disk.name
+                )));
+            }
+            checked.push(disk);
+        }
+        for disk in checked {
+            self.claim(&disk, group, medium).await?;
+        }
+        Ok(())
+    }
+
+    async fn recover(&self) -> Result<Recovery> {
+        let mut recovery = Recovery::default();
+        self.scan(&mut recovery).await?;
+        Ok(recovery)
+    }
+
+    async fn create(&self, group: &GroupName, request: &VolumeRequest) -> Result<Volume> {
+        let id = id_for(&request.name);
+        if let Some((member, volume)) = self.locate(|record| record.id == id) {
+            request.check_existing(&volume, member.view().medium())?;
+            return Ok(volume);
+        }
+        let figures = self.group(group).ok_or_else(|| {
+            Error::Precondition(format!("create {id}: there is no group {group} of raw disks on this node"))
+        })?;
+        figures.admit_request(request)?;
+        let (chosen, size) = if request.exclusive {
+            let whole = smallest_whole(&figures.raw_disks, request.size.required());
+            (whole, whole.map_or(Bytes::ZERO, |(_, gap)| gap.size))
+        } else {
+            let size = request.size.in_extents(PARTITION_ALIGNMENT)?;
+            (best_fit(&figures.raw_disks, size), size)
+        };
+        let taken = || Error::Precondition(format!("create {id}: the room in {group} was taken meanwhile; try again"));
+        let (disk, gap) = chosen.ok_or_else(taken)?;
+        let (member, _) =
+            self.of_group(group).into_iter().find(|(member, _)| member.name == disk.name).ok_or_else(taken)?;
+        let new = NewVolume {
+            id: id.clone(),
+            name: request.name.clone(),
+            start: gap.start,
+            size,
+            exclusive: request.exclusive,
+            wipe: request.wipe,
+        };
+        member.change(&format!("create {id}"), move |disk| disk.create(&new)).await?;
+        self.volume(&id)
+    }
+
+    async fn expand(&self, id: &VolumeId, size: SizeRange) -> Result<Volume> {
+        let (member, grown) = (self.located(id)?, id.clone());
+        member.change(&format!("expand {id}"), move |disk| disk.expand(&grown, size)).await?;
+        self.volume(id)
+    }
+
+    async fn delete(&self, id: &VolumeId) -> Result<()> {
+        let member = match self.located(id) {
+            Err(Error::NotFound(_)) => return Ok(()),
+            other => other?,
+        };
+        let deleted = id.clone();
+        member.change(&format!("delete {id}"), move |disk| disk.delete(&deleted)).await?;
+        wipe::start(&member);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Volume>> {
+        let mut volumes = Vec::new();
+        for member in self.members() {
+            let view = member.view();
+            let live = view.contents.volumes();
+            volumes.extend(live.iter().map(|(record, health)| member.volume(&view, record, health)));
+        }
+        volumes.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(volumes)
+    }
+
+    async fn get(&self, id: &VolumeId) -> Result<Option<Volume>> {
+        Ok(self.locate(|record| record.id == *id).map(|(_, volume)| volume))
+    }
+
+    async fn find(&self, name: &VolumeName) -> Result<Option<Volume>> {
+        Ok(self.locate(|record| record.name == *name).map(|(_, volume)| volume))
+    }
+
+    async fn attach(&self, id: &VolumeId) -> Result<PathBuf> {
+        let (member, attached) = (self.located(id)?, id.clone());
+        member.with_disk(&format!("attach {id}"), move |disk| disk.attach(&attached)).await
+    }
+
+    /// A partition costs nothing while it is announced, so it stays.
+    async fn detach(&self, _id: &VolumeId) -> Result<()> {
+        Ok(())
+    }
+
+    async fn record_format(&self, id: &VolumeId, record: FormatRecord) -> Result<()> {
+        let (member, formatted) = (self.located(id)?, id.clone());
+        member
+            .change(&format!("record the format of {id}"), move |disk| disk.record_format(&formatted, record))
+            .await?;
+        Ok(())
+    }
+}

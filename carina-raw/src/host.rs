@@ -1,0 +1,203 @@
+//! The disks of this machine.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use carina_core::discover::{self, Sysfs};
+use carina_core::exec::CommandRunner;
+use carina_core::{Bytes, Disk, PlannedDisk, Result};
+use nix::libc;
+
+use crate::blkpg::{self, Operation};
+use crate::device::{Device, DiskSource, KernelPartition, Open};
+use crate::guid::Guid;
+use crate::table::Image;
+
+/// The size of a sector in sysfs, whatever the device's own.
+const SYSFS_SECTOR: u64 = 512;
+
+/// The disks of this machine, found in sysfs.
+pub struct HostDisks {
+    sysfs: Sysfs,
+    runner: Arc<dyn CommandRunner>,
+    minimum: Bytes,
+}
+
+impl HostDisks {
+    /// The disks of this machine; those below `minimum` are not claimed.
+    #[must_use]
+    pub fn new(runner: Arc<dyn CommandRunner>, minimum: Bytes) -> Self {
+        Self { sysfs: Sysfs::host(), runner, minimum }
+    }
+}
+
+#[async_trait]
+impl DiskSource for HostDisks {
+    async fn disks(&self) -> Result<Vec<Disk>> {
+        discover::disks(&self.sysfs, &*self.runner).await
+    }
+
+    async fn recheck(&self, planned: &PlannedDisk) -> Result<Disk> {
+        discover::recheck(&self.sysfs, &*self.runner, planned, self.minimum).await
+    }
+
+    fn open(&self, disk: &Disk, how: Open) -> io::Result<Box<dyn Device>> {
+        Ok(Box::new(HostDisk::open(&disk.path, how)?))
+    }
+
+    fn new_guid(&self) -> io::Result<Guid> {
+        fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().parse().map_err(io::Error::other)
+    }
+}
+
+/// An open disk of this machine.
+struct HostDisk {
+    file: File,
+    path: PathBuf,
+    /// Its folder in sysfs, found by the number of the open device and not by a name.
+    sysfs: PathBuf,
+    size: Bytes,
+    sector: u64,
+}
+
+impl HostDisk {
+    /// The folders of its partitions in sysfs.
+    fn partition_folders(&self) -> io::Result<Vec<PathBuf>> {
+        let mut folders = Vec::new();
+        for entry in fs::read_dir(&self.sysfs)? {
+            let folder = entry?.path();
+            if folder.join("partition").exists() {
+                folders.push(folder);
+            }
+        }
+        Ok(folders)
+    }
+
+    fn open(path: &Path, how: Open) -> io::Result<Self> {
+        let flags = libc::O_CLOEXEC | if how == Open::Exclusive { libc::O_EXCL } else { 0 };
+        let file = OpenOptions::new().read(true).write(how != Open::Read).custom_flags(flags).open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.file_type().is_block_device() {
+            return Err(io::Error::other(format!("{} is no block device", path.display())));
+        }
+        let sysfs = fs::canonicalize(format!("/sys/dev/block/{}", device_number(metadata.rdev())))?;
+        let size = Bytes(read_number(&sysfs.join("size"))?.saturating_mul(SYSFS_SECTOR));
+        let sector = read_number(&sysfs.join("queue/logical_block_size"))?;
+        Ok(Self { file, path: path.to_owned(), sysfs, size, sector })
+    }
+}
+
+impl Image for HostDisk {
+    fn size(&self) -> Bytes {
+        self.size
+    }
+
+    fn sector(&self) -> u64 {
+        self.sector
+    }
+
+    fn read_at(&self, at: Bytes, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, at.get())
+    }
+}
+
+impl Device for HostDisk {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn write_at(&self, at: Bytes, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, at.get())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn zero(&self, at: Bytes, size: Bytes) -> io::Result<()> {
+        blkpg::zero_out(self.file.as_fd(), at, size)
+    }
+
+    fn discard(&self, at: Bytes, size: Bytes) -> io::Result<()> {
+        blkpg::discard(self.file.as_fd(), at, size)
+    }
+
+    fn partitions(&self) -> io::Result<Vec<KernelPartition>> {
+        let mut partitions = Vec::new();
+        for folder in self.partition_folders()? {
+            let figure = |name: &str| read_number(&folder.join(name)).map(|n| Bytes(n.saturating_mul(SYSFS_SECTOR)));
+            let number = u32::try_from(read_number(&folder.join("partition"))?).map_err(io::Error::other)?;
+            partitions.push(KernelPartition { number, start: figure("start")?, size: figure("size")? });
+        }
+        partitions.sort_by_key(|partition| partition.start);
+        Ok(partitions)
+    }
+
+    fn node(&self, number: u32) -> io::Result<PathBuf> {
+        let folders = self.partition_folders()?;
+        let found = folders.iter().find(|f| read_number(&f.join("partition")).is_ok_and(|n| n == u64::from(number)));
+        let folder = found.ok_or(io::ErrorKind::NotFound)?;
+        // The kernel writes a slash in a name as `!`.
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().replace('!', "/");
+        let node = Path::new("/dev").join(name);
+        let (says, is) = (fs::read_to_string(folder.join("dev"))?, fs::metadata(&node));
+        match is {
+            Ok(is) if is.file_type().is_block_device() && device_number(is.rdev()) == says.trim() => Ok(node),
+            Ok(_) => Err(io::Error::other(format!("{} is not device {}", node.display(), says.trim()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("{} is missing; a container has to be given the host's /dev", node.display()),
+            )),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn add_partition(&self, number: u32, start: Bytes, size: Bytes) -> io::Result<()> {
+        blkpg::partition(self.file.as_fd(), Operation::Add, number, start, size)
+    }
+
+    fn grow_partition(&self, number: u32, start: Bytes, size: Bytes) -> io::Result<()> {
+        let now = self.partitions()?.into_iter().find(|partition| partition.number == number);
+        match now {
+            Some(now) if now.start == start && now.size <= size => {
+                blkpg::partition(self.file.as_fd(), Operation::Resize, number, start, size)
+            }
+            Some(now) => Err(io::Error::other(format!(
+                "the kernel has partition {number} at {} with {}, which would be moved or shrunk by {size} at {start}",
+                now.start, now.size
+            ))),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn remove_partition(&self, number: u32) -> io::Result<()> {
+        blkpg::partition(self.file.as_fd(), Operation::Remove, number, Bytes::ZERO, Bytes::ZERO)
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        match self.file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn unlock(&self) {
+        // Fails only on what is no lock, and the lock goes with the file in any case.
+        let _ = self.file.unlock();
+    }
+}
+
+/// A device number as sysfs writes it.
+fn device_number(rdev: u64) -> String {
+    format!("{}:{}", libc::major(rdev), libc::minor(rdev))
+}
+
+fn read_number(file: &Path) -> io::Result<u64> {
+    fs::read_to_string(file)?.trim().parse().map_err(io::Error::other)
+}

@@ -1,0 +1,183 @@
+//! A disk of ours while this process runs: one change at a time, and a view that never waits for it.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use carina_core::{Bytes, Error, GroupName, Health, Medium, RawDisk, Result, Volume, VolumeType};
+use tokio::sync::Mutex as Turn;
+use tokio::time::timeout;
+
+use crate::guid::Guid;
+use crate::owned_disk::{Contents, OwnedDisk};
+use crate::record::VolumeRecord;
+
+/// How long a change may take, and how long the next one waits for it.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A disk of ours.
+pub(crate) struct Member {
+    /// The kernel's name.
+    pub(crate) name: String,
+    /// The GUID of its table.
+    pub(crate) guid: Guid,
+    size: Bytes,
+    disk: OwnedDisk,
+    turn: Arc<Turn<()>>,
+    view: RwLock<Arc<View>>,
+    /// The partitions whose wipe is running.
+    pub(crate) wiping: Mutex<BTreeSet<Guid>>,
+}
+
+/// What a disk of ours was last seen as.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    /// What is on it.
+    pub(crate) contents: Contents,
+    /// Why it can't be relied on, beside what is on it: gone, or there twice.
+    pub(crate) problem: Option<String>,
+}
+
+impl Member {
+    pub(crate) fn new(name: &str, size: Bytes, disk: OwnedDisk, contents: Contents) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.to_owned(),
+            guid: contents.record.disk,
+            size,
+            disk,
+            turn: Arc::default(),
+            view: RwLock::new(Arc::new(View { contents, problem: None })),
+            wiping: Mutex::default(),
+        })
+    }
+
+    /// What it was last seen as.
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn update(&self, change: impl FnOnce(&mut View)) {
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut view));
+    }
+
+    /// Says why it can't be relied on, or that it can.
+    pub(crate) fn set_problem(&self, problem: Option<String>) {
+        if self.view().problem != problem {
+            if let Some(problem) = &problem {
+                tracing::warn!("disk {}: {problem}", self.name);
+            }
+            self.update(|view| view.problem = problem);
+        }
+    }
+
+    /// The group that it belongs to.
+    pub(crate) fn group(&self) -> GroupName {
+        self.view().contents.record.group.clone()
+    }
+
+    /// Changes it, one change at a time. A change that passes its deadline goes on, and holds up this
+    /// disk alone.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], and what `work` fails with.
+    pub(crate) async fn change<W>(self: &Arc<Self>, what: &str, work: W) -> Result<Arc<View>>
+    where
+        W: FnOnce(&OwnedDisk) -> Result<Contents> + Send + 'static,
+    {
+        let member = Arc::clone(self);
+        self.with_disk(what, move |disk| {
+            let result = work(disk);
+            // After a failure, what is on the disk is looked at anew.
+            let seen = match &result {
+                Ok(contents) => Ok(contents.clone()),
+                Err(_) => disk.contents(),
+            };
+            if let Ok(contents) = seen {
+                member.update(|view| view.contents = contents);
+            }
+            result
+        })
+        .await?;
+        Ok(self.view())
+    }
+
+    /// Does something with the disk that blocks, in its turn.
+    ///
+    /// # Errors
+    /// As [`Member::change`].
+    pub(crate) async fn with_disk<T, W>(self: &Arc<Self>, what: &str, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(&OwnedDisk) -> Result<T> + Send + 'static,
+    {
+        let late = |why: &str| Err(Error::TimedOut(format!("{what}: {why} within {DEADLINE:?}")));
+        let Ok(turn) = timeout(DEADLINE, Arc::clone(&self.turn).lock_owned()).await else {
+            return late(&format!("an earlier change of disk {} did not end", self.name));
+        };
+        let member = Arc::clone(self);
+        let blocking = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work(&member.disk)
+        });
+        match timeout(DEADLINE, blocking).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(error)) => Err(Error::Precondition(format!("{what}: it ended without a result: {error}"))),
+            Err(_) => late(&format!("disk {} did not answer", self.name)),
+        }
+    }
+
+    /// Does something with the disk that blocks and changes neither table nor record.
+    pub(crate) async fn beside<W>(self: &Arc<Self>, work: W) -> Result<()>
+    where
+        W: FnOnce(&OwnedDisk) -> Result<()> + Send + 'static,
+    {
+        let member = Arc::clone(self);
+        let ended = tokio::task::spawn_blocking(move || work(&member.disk)).await;
+        ended.unwrap_or_else(|error| Err(Error::Precondition(format!("it ended without a result: {error}"))))
+    }
+
+    /// The volume of a record as the engine knows it.
+    pub(crate) fn volume(&self, view: &View, record: &VolumeRecord, health: &Health) -> Volume {
+        let health = match &view.problem {
+            Some(problem) => Health::Degraded { evidence: format!("disk {}: {problem}", self.name) },
+            None => health.clone(),
+        };
+        let device: Option<PathBuf> = self.disk.node(record).and_then(Result::ok);
+        Volume {
+            id: record.id.clone(),
+            name: record.name.clone(),
+            node: None,
+            group: view.contents.record.group.clone(),
+            size: record.size,
+            volume_type: VolumeType::Raw,
+            exclusive: record.exclusive,
+            formatted: record.formatted,
+            device,
+            used: None,
+            health,
+        }
+    }
+}
+
+impl View {
+    /// What is wrong with the disk as a whole.
+    pub(crate) fn evidence(&self) -> Option<String> {
+        self.problem.clone().or_else(|| self.contents.flaw.clone())
+    }
+
+    /// What its group's disks are made of.
+    pub(crate) fn medium(&self) -> Medium {
+        self.contents.record.medium
+    }
+
+    /// The disk as allocation sees it; one that can't be relied on offers nothing.
+    pub(crate) fn as_raw_disk(&self, member: &Member) -> RawDisk {
+        let mut disk = self.contents.as_raw_disk(&member.name, member.size);
+        if self.problem.is_some() {
+            disk.gaps.clear();
+        }
+        disk
+    }
+}

@@ -1,0 +1,409 @@
+//! The backend over real loop devices: needs root, as CI has it, and no virtual machine.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use carina_core::exec::ProcessRunner;
+use carina_core::{
+    Bytes, DeviceGroup, Disk, Error, FormatRecord, FsType, GroupName, Health, Medium, PlanStep, PlannedDisk, Result,
+    SizeRange, Volume, VolumeBackend, VolumeName, VolumeRequest, VolumeType, Wipe,
+};
+use carina_raw::{Device, DiskSource, Guid, HostDisks, Open, RawBackend};
+
+/// Loop devices over sparse files; detached and removed when dropped.
+struct Loops {
+    folder: tempfile::TempDir,
+    devices: Vec<PathBuf>,
+}
+
+impl Loops {
+    fn new(sizes: &[Bytes]) -> Self {
+        let mut loops = Self { folder: tempfile::tempdir().unwrap(), devices: Vec::new() };
+        for (n, size) in sizes.iter().enumerate() {
+            let file = loops.folder.path().join(format!("disk{n}"));
+            fs::File::create(&file).unwrap().set_len(size.get()).unwrap();
+            loops.attach(&file);
+        }
+        loops
+    }
+
+    fn attach(&mut self, file: &Path) {
+        let output = run("losetup", &["--find", "--show", "--nooverlap", file.to_str().unwrap()]);
+        self.devices.push(PathBuf::from(output.trim()));
+    }
+
+    fn detach_all(&mut self) {
+        for device in self.devices.drain(..) {
+            for partition in partitions(&device) {
+                let number = partition.rsplit('p').next().unwrap().to_owned();
+                run("delpart", &[device.to_str().unwrap(), &number]);
+            }
+            run("losetup", &["--detach", device.to_str().unwrap()]);
+        }
+    }
+
+    /// The same files on other devices, as after a reboot.
+    fn reorder(&mut self) {
+        let files: Vec<PathBuf> =
+            (0..self.devices.len()).map(|n| self.folder.path().join(format!("disk{n}"))).collect();
+        self.detach_all();
+        for file in files.iter().rev() {
+            self.attach(file);
+        }
+        self.devices.reverse();
+    }
+
+    fn backend(&self) -> RawBackend {
+        let host = HostDisks::new(Arc::new(ProcessRunner::default()), Bytes::gib(10));
+        RawBackend::new(Arc::new(OnlyThese { host, names: self.devices.iter().map(|d| name(d)).collect() }))
+    }
+
+    fn step(&self, group: &str) -> PlanStep {
+        let disks = self.devices.iter().map(|device| planned(device)).collect();
+        PlanStep::CreateGroup {
+            group: group.parse().unwrap(),
+            volume_type: VolumeType::Raw,
+            medium: Medium::Ssd,
+            disks,
+        }
+    }
+}
+
+impl Drop for Loops {
+    fn drop(&mut self) {
+        self.detach_all();
+    }
+}
+
+/// The disks of the host that a test made, and no other.
+struct OnlyThese {
+    host: HostDisks,
+    names: Vec<String>,
+}
+
+#[async_trait]
+impl DiskSource for OnlyThese {
+    async fn disks(&self) -> Result<Vec<Disk>> {
+        let mut disks = self.host.disks().await?;
+        disks.retain(|disk| self.names.contains(&disk.name));
+        Ok(disks)
+    }
+
+    async fn recheck(&self, planned: &PlannedDisk) -> Result<Disk> {
+        self.host.recheck(planned).await
+    }
+
+    fn open(&self, disk: &Disk, how: Open) -> io::Result<Box<dyn Device>> {
+        self.host.open(disk, how)
+    }
+
+    fn new_guid(&self) -> io::Result<Guid> {
+        self.host.new_guid()
+    }
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn name(device: &Path) -> String {
+    device.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+/// The kernel names of a disk's partitions.
+fn partitions(device: &Path) -> Vec<String> {
+    let folder = Path::new("/sys/class/block").join(name(device));
+    let names = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| folder.join(name).join("partition").exists()).collect()
+}
+
+fn planned(device: &Path) -> PlannedDisk {
+    let folder = Path::new("/sys/class/block").join(name(device));
+    let number = |file: &str| fs::read_to_string(folder.join(file)).unwrap().trim().parse::<u64>().unwrap();
+    // The stable name of a loop device is the file under it.
+    let file = fs::read_to_string(folder.join("loop/backing_file")).unwrap().trim().to_owned();
+    PlannedDisk { name: name(device), path: device.to_owned(), ids: vec![file], size: Bytes(number("size") * 512) }
+}
+
+fn request(name: &str, size: Bytes) -> VolumeRequest {
+    let size = SizeRange::at_least(size).unwrap();
+    VolumeRequest { volume_type: VolumeType::Raw, ..VolumeRequest::new(name.parse().unwrap(), size) }
+}
+
+fn group() -> GroupName {
+    "raw".parse().unwrap()
+}
+
+async fn only_group(backend: &RawBackend) -> DeviceGroup {
+    let mut groups = backend.groups().await.unwrap();
+    assert_eq!(groups.len(), 1, "{groups:?}");
+    groups.remove(0)
+}
+
+/// Waits until the group has this much free: until its wipes are done.
+async fn until_free(backend: &RawBackend, free: Bytes) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while only_group(backend).await.free != free {
+        assert!(Instant::now() < deadline, "{:?}", only_group(backend).await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn expand(backend: &RawBackend, volume: &Volume, size: Bytes) -> Result<Volume> {
+    backend.expand(&volume.id, SizeRange::at_least(size).unwrap()).await
+}
+
+fn write(device: &Path, at: Bytes, bytes: &[u8]) {
+    let file = OpenOptions::new().write(true).open(device).unwrap();
+    file.write_all_at(bytes, at.get()).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// The device's bytes as they are on the device, not in a cache of this kernel.
+fn read(device: &Path, at: Bytes, size: usize) -> Vec<u8> {
+    let file = OpenOptions::new().read(true).open(device).unwrap();
+    let mut bytes = vec![0; size];
+    file.read_exact_at(&mut bytes, at.get()).unwrap();
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_live_on_a_claimed_disk_and_other_tools_read_its_table() {
+    let loops = Loops::new(&[Bytes::gib(20)]);
+    let backend = loops.backend();
+    backend.apply(&loops.step("raw")).await.unwrap();
+    backend.apply(&loops.step("raw")).await.unwrap();
+    let empty = only_group(&backend).await;
+    assert_eq!((empty.size, empty.free, empty.volumes_left), (empty.free, Bytes::mib(20 * 1024 - 2), 128));
+
+    let a = backend.create(&group(), &request("pvc-aaaa", Bytes::mib(100))).await.unwrap();
+    let b = backend.create(&group(), &request("pvc-bbbb", Bytes(1))).await.unwrap();
+    assert_eq!((a.size, b.size), (Bytes::mib(100), Bytes::MIB));
+    assert_eq!(backend.create(&group(), &request("pvc-aaaa", Bytes::mib(100))).await.unwrap().id, a.id);
+    let other = backend.create(&group(), &request("pvc-aaaa", Bytes::mib(200))).await;
+    assert!(matches!(other, Err(Error::AlreadyExists(_))));
+
+    let dump = run("sfdisk", &["--dump", loops.devices[0].to_str().unwrap()]);
+    assert!(dump.contains("name=\"carina.io/aaaa\"") && dump.contains("name=\"carina.io/bbbb\""), "{dump}");
+    let verify = run("sfdisk", &["--verify", loops.devices[0].to_str().unwrap()]);
+    assert!(verify.contains("No errors detected"), "{verify}");
+
+    let device = backend.attach(&a.id).await.unwrap();
+    assert_eq!(a.device.as_ref(), Some(&device));
+    let sectors = run("blockdev", &["--getsize64", device.to_str().unwrap()]);
+    assert_eq!(sectors.trim(), Bytes::mib(100).get().to_string());
+    assert_eq!(backend.list().await.unwrap().len(), 2);
+    for volume in [&a, &b] {
+        backend.delete(&volume.id).await.unwrap();
+        assert_eq!(backend.get(&volume.id).await.unwrap(), None);
+        backend.delete(&volume.id).await.unwrap();
+    }
+    until_free(&backend, empty.free).await;
+    assert!(partitions(&loops.devices[0]).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filesystems_grow_while_they_are_mounted_and_hold_off_a_delete() {
+    let loops = Loops::new(&[Bytes::gib(20)]);
+    let backend = loops.backend();
+    backend.apply(&loops.step("raw")).await.unwrap();
+    let volume = backend.create(&group(), &request("pvc-1", Bytes::mib(320))).await.unwrap();
+    backend.record_format(&volume.id, FormatRecord::Formatted(FsType::Xfs)).await.unwrap();
+    let device = backend.attach(&volume.id).await.unwrap();
+    run("mkfs.xfs", &["-q", device.to_str().unwrap()]);
+    let target = loops.folder.path().join("mnt");
+    fs::create_dir(&target).unwrap();
+    run("mount", &[device.to_str().unwrap(), target.to_str().unwrap()]);
+    fs::write(target.join("file"), "kept").unwrap();
+
+    assert!(matches!(backend.delete(&volume.id).await, Err(Error::InUse(_))));
+    let grown = expand(&backend, &volume, Bytes::gib(1)).await.unwrap();
+    assert_eq!(grown.size, Bytes::gib(1));
+    run("xfs_growfs", &[target.to_str().unwrap()]);
+    let blocks = run("stat", &["--file-system", "--format", "%b %S", target.to_str().unwrap()]);
+    let figures: Vec<u64> = blocks.split_whitespace().map(|n| n.parse().unwrap()).collect();
+    assert!(figures[0] * figures[1] > Bytes::mib(900).get(), "{blocks}");
+
+    let neighbour = backend.create(&group(), &request("pvc-2", Bytes::GIB)).await.unwrap();
+    let error = expand(&backend, &volume, Bytes::gib(2)).await.unwrap_err();
+    assert!(matches!(&error, Error::NoCapacity(n) if n.available == Bytes::GIB), "{error}");
+    assert!(expand(&backend, &neighbour, Bytes::gib(2)).await.is_ok());
+    assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "kept");
+
+    run("umount", &[target.to_str().unwrap()]);
+    backend.delete(&volume.id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_on_reordered_disks_changes_nothing() {
+    let mut loops = Loops::new(&[Bytes::gib(20), Bytes::gib(21)]);
+    let full = {
+        let backend = loops.backend();
+        backend.apply(&loops.step("raw")).await.unwrap();
+        let full = only_group(&backend).await.free;
+        for (n, size) in [(1, 100), (2, 50), (3, 70)] {
+            let volume = backend.create(&group(), &request(&format!("pvc-{n}"), Bytes::mib(size))).await.unwrap();
+            let device = backend.attach(&volume.id).await.unwrap();
+            write(&device, Bytes::ZERO, format!("this is volume {n}").as_bytes());
+        }
+        backend.record_format(&"volume-pvc-2".parse().unwrap(), FormatRecord::Block).await.unwrap();
+        // Its wipe is cut with the process.
+        backend.delete(&"volume-pvc-3".parse().unwrap()).await.unwrap();
+        full
+    };
+    loops.reorder();
+    let backend = loops.backend();
+    let recovery = backend.recover().await.unwrap();
+    assert!(recovery.for_a_person.is_empty(), "{recovery:?}");
+    for n in [1, 2] {
+        let name: VolumeName = format!("pvc-{n}").parse().unwrap();
+        let volume = backend.find(&name).await.unwrap().unwrap();
+        let device = backend.attach(&volume.id).await.unwrap();
+        assert_eq!(read(&device, Bytes::ZERO, 16), format!("this is volume {n}").as_bytes());
+        assert_eq!(volume.formatted, (n == 2).then_some(FormatRecord::Block));
+        assert_eq!(volume.health, Health::Ok);
+    }
+    until_free(&backend, full.saturating_sub(Bytes::mib(150))).await;
+    assert_eq!(backend.list().await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_finds_nothing_of_the_one_before() {
+    let loops = Loops::new(&[Bytes::gib(20)]);
+    let backend = loops.backend();
+    backend.apply(&loops.step("raw")).await.unwrap();
+    let free = only_group(&backend).await.free;
+    let size = Bytes::mib(150);
+    let secret = vec![0xA5; 1 << 20];
+    let first = backend.create(&group(), &request("pvc-first", size)).await.unwrap();
+    let device = backend.attach(&first.id).await.unwrap();
+    for n in 0..150 {
+        write(&device, Bytes::mib(n), &secret);
+    }
+    backend.delete(&first.id).await.unwrap();
+    let during = only_group(&backend).await;
+    assert!(during.free == free || during.free == free.saturating_sub(size), "{during:?}");
+    until_free(&backend, free).await;
+    let second = backend.create(&group(), &request("pvc-second", size)).await.unwrap();
+    let device = backend.attach(&second.id).await.unwrap();
+    for n in 0..150 {
+        assert!(read(&device, Bytes::mib(n), 1 << 20).iter().all(|byte| *byte == 0), "MiB {n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exclusive_volume_has_the_smallest_disk_that_fits() {
+    let loops = Loops::new(&[Bytes::gib(40), Bytes::gib(20), Bytes::gib(30)]);
+    let backend = loops.backend();
+    backend.apply(&loops.step("raw")).await.unwrap();
+    let exclusive = |name: &str, size, limit| VolumeRequest {
+        exclusive: true,
+        size: SizeRange::new(size, limit).unwrap(),
+        ..request(name, size)
+    };
+    let whole = |gib: u64| Bytes::gib(gib).saturating_sub(Bytes::mib(2));
+    let limited = backend.create(&group(), &exclusive("pvc-0", Bytes::gib(5), Some(Bytes::gib(10)))).await;
+    assert!(matches!(limited, Err(Error::OutOfRange(_))), "{limited:?}");
+    let volume = backend.create(&group(), &exclusive("pvc-1", Bytes::gib(5), None)).await.unwrap();
+    assert_eq!((volume.size, volume.exclusive), (whole(20), true));
+    assert_eq!(partitions(&loops.devices[1]).len(), 1);
+    let next = backend.create(&group(), &exclusive("pvc-2", Bytes::gib(25), None)).await.unwrap();
+    assert_eq!(next.size, whole(30));
+    backend.create(&group(), &request("pvc-3", Bytes::GIB)).await.unwrap();
+    let none = backend.create(&group(), &exclusive("pvc-4", Bytes::GIB, None)).await;
+    assert!(matches!(none, Err(Error::NoCapacity(_))), "nobody is alone on a disk that others are on: {none:?}");
+    assert!(expand(&backend, &volume, whole(20)).await.is_ok());
+    assert!(matches!(expand(&backend, &volume, Bytes::gib(20)).await, Err(Error::InvalidArgument(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_that_are_not_bare_are_refused_and_stay_as_they_are() {
+    let loops = Loops::new(&[Bytes::gib(20)]);
+    let device = &loops.devices[0];
+    let path = device.to_str().unwrap();
+    let backend = loops.backend();
+    let sfdisk = |script: &str| {
+        let mut command = Command::new("sfdisk");
+        command
+            .args(["--quiet", "--no-reread", path])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        io::Write::write_all(&mut child.stdin.take().unwrap(), script.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+    };
+    let mbr = || sfdisk("label: dos\n2048,100M\n");
+    let gpt = || sfdisk("label: gpt\n2048,100M\n");
+    let damaged = || {
+        sfdisk("label: gpt\n2048,100M\n");
+        write(device, Bytes(512), &[0; 512]);
+    };
+    let filesystem = || drop(run("mkfs.ext4", &["-q", "-F", path]));
+    let makers: [(&str, &dyn Fn()); 4] = [("MBR", &mbr), ("GPT", &gpt), ("damaged", &damaged), ("ext4", &filesystem)];
+    for (what, make) in makers {
+        run("wipefs", &["-q", "-a", "-f", path]);
+        make();
+        let before = (read(device, Bytes::ZERO, 1 << 20), read(device, Bytes::mib(20 * 1024 - 1), 1 << 20));
+        let refused = backend.apply(&loops.step("raw")).await;
+        assert!(matches!(&refused, Err(Error::Precondition(_))), "{what}: {refused:?}");
+        let after = (read(device, Bytes::ZERO, 1 << 20), read(device, Bytes::mib(20 * 1024 - 1), 1 << 20));
+        assert_eq!(before, after, "{what}");
+    }
+    run("wipefs", &["-q", "-a", "-f", path]);
+    // A partition that the kernel has, though nothing on the disk says so.
+    run("addpart", &[path, "1", "2048", "2048"]);
+    assert!(matches!(backend.apply(&loops.step("raw")).await, Err(Error::Precondition(_))));
+    run("delpart", &[path, "1"]);
+    // Somebody who has it open for himself.
+    let held = OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(device).unwrap();
+    assert!(backend.apply(&loops.step("raw")).await.is_err());
+    drop(held);
+    backend.apply(&loops.step("raw")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_write_is_mended_and_a_foreign_change_is_not() {
+    let mut loops = Loops::new(&[Bytes::gib(20)]);
+    {
+        let backend = loops.backend();
+        backend.apply(&loops.step("raw")).await.unwrap();
+        backend.create(&group(), &request("pvc-1", Bytes::mib(100))).await.unwrap();
+    }
+    // Somebody wiped the backup.
+    write(&loops.devices[0], Bytes(Bytes::gib(20).get() - 512), &[0; 512]);
+    loops.reorder();
+    let backend = loops.backend();
+    let recovery = backend.recover().await.unwrap();
+    assert!(recovery.for_a_person[0].contains("backup"), "{recovery:?}");
+    let group_now = only_group(&backend).await;
+    assert!(group_now.health.is_failed() && group_now.largest(None) == Bytes::ZERO, "{group_now:?}");
+    assert!(backend.create(&group(), &request("pvc-2", Bytes::mib(100))).await.is_err());
+    let volume = backend.find(&"pvc-1".parse().unwrap()).await.unwrap().unwrap();
+    assert!(matches!(volume.health, Health::Degraded { .. }));
+    assert!(backend.delete(&volume.id).await.is_err());
+    // Its data can still be reached.
+    backend.attach(&volume.id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_may_keep_the_blocks() {
+    let loops = Loops::new(&[Bytes::gib(20)]);
+    let backend = loops.backend();
+    backend.apply(&loops.step("raw")).await.unwrap();
+    let free = only_group(&backend).await.free;
+    let kept = VolumeRequest { wipe: Wipe::None, ..request("pvc-1", Bytes::mib(64)) };
+    let volume = backend.create(&group(), &kept).await.unwrap();
+    backend.delete(&volume.id).await.unwrap();
+    assert_eq!(only_group(&backend).await.free, free, "at once");
+}
