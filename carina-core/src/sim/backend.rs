@@ -1,5 +1,7 @@
 //! One run of the simulated backend.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,6 +93,25 @@ impl SimBackend {
     /// The sparse file of a volume, where the node is kept in a folder.
     fn data(&self, id: &VolumeId) -> Option<PathBuf> {
         self.node.lock().data(id)
+    }
+
+    /// The volumes with their device nodes.
+    fn with_devices(&self, mut volumes: Vec<Volume>) -> Vec<Volume> {
+        let loops = if self.runner.is_some() { loop_device::all() } else { BTreeMap::new() };
+        for volume in &mut volumes {
+            volume.device = match (self.data(&volume.id), &self.runner) {
+                (Some(file), Some(_)) => fs::canonicalize(file).ok().and_then(|file| loops.get(&file).cloned()),
+                (Some(file), None) => Some(file),
+                (None, _) => Some(unreal_device(&volume.id)),
+            };
+        }
+        volumes
+    }
+
+    /// The volume with its device node.
+    fn with_device(&self, volume: Volume) -> Volume {
+        let plain = volume.clone();
+        self.with_devices(vec![volume]).pop().unwrap_or(plain)
     }
 
     /// The sparse file of a volume that has devices, and what makes them.
@@ -216,7 +237,8 @@ impl VolumeBackend for SimBackend {
                     Some(volume) => {
                         let medium = state.medium(&volume.group).unwrap_or(figures.medium);
                         request.check_existing(&volume, medium)?;
-                        return Ok(volume);
+                        drop(state);
+                        return Ok(self.with_device(volume));
                     }
                     // Half made by an earlier try: made anew, in case the size differs.
                     None => state.remove(&id)?,
@@ -249,7 +271,7 @@ impl VolumeBackend for SimBackend {
             state.volume(&half).ok_or_else(|| not_found(&id))?
         };
         self.step(&mut course, &what).await?;
-        course.end(&what, volume)
+        course.end(&what, self.with_device(volume))
     }
 
     async fn expand(&self, id: &VolumeId, size: SizeRange) -> Result<Volume> {
@@ -261,7 +283,12 @@ impl VolumeBackend for SimBackend {
             let now = volume.size.ok_or_else(|| not_found(id))?;
             if now >= size.required() {
                 let whole = state.volume(&volume).ok_or_else(|| not_found(id))?;
-                return if size.contains(now) { Ok(whole) } else { Err(larger_already(id, now, size)) };
+                drop(state);
+                return if size.contains(now) {
+                    Ok(self.with_device(whole))
+                } else {
+                    Err(larger_already(id, now, size))
+                };
             }
             let figures = state.group(&volume.group).ok_or_else(|| not_found(id))?;
             let to = size.in_extents(figures.extent)?;
@@ -289,7 +316,7 @@ impl VolumeBackend for SimBackend {
             state.volume(&volume).ok_or_else(|| not_found(id))?
         };
         self.step(&mut course, &what).await?;
-        course.end(&what, volume)
+        course.end(&what, self.with_device(volume))
     }
 
     async fn delete(&self, id: &VolumeId) -> Result<()> {
@@ -316,8 +343,11 @@ impl VolumeBackend for SimBackend {
     }
 
     async fn list(&self) -> Result<Vec<Volume>> {
-        let state = self.alive("list volumes")?;
-        Ok(state.volumes.values().filter_map(|volume| state.volume(volume)).collect())
+        let volumes = {
+            let state = self.alive("list volumes")?;
+            state.volumes.values().filter_map(|volume| state.volume(volume)).collect()
+        };
+        Ok(self.with_devices(volumes))
     }
 
     async fn get(&self, id: &VolumeId) -> Result<Option<Volume>> {
@@ -325,14 +355,7 @@ impl VolumeBackend for SimBackend {
             let state = self.alive("get a volume")?;
             state.volumes.get(id).and_then(|volume| state.volume(volume))
         };
-        Ok(volume.map(|mut volume| {
-            volume.device = match (self.data(id), &self.runner) {
-                (Some(file), Some(_)) => loop_device::find(&file),
-                (Some(file), None) => Some(file),
-                (None, _) => Some(unreal_device(id)),
-            };
-            volume
-        }))
+        Ok(volume.map(|volume| self.with_device(volume)))
     }
 
     async fn find(&self, name: &VolumeName) -> Result<Option<Volume>> {

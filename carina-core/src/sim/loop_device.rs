@@ -1,5 +1,6 @@
 //! Loop devices over the sparse files of simulated volumes.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,13 +13,19 @@ const SYS_BLOCK: &str = "/sys/block";
 /// losetup is quick or broken.
 const DEADLINE: Duration = Duration::from_secs(15);
 
+/// The loop devices of this machine by the file under each.
+pub(super) fn all() -> BTreeMap<PathBuf, PathBuf> {
+    let entries = fs::read_dir(SYS_BLOCK).into_iter().flatten().flatten();
+    let device = |entry: fs::DirEntry| {
+        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+        Some((PathBuf::from(backing.trim_end()), Path::new("/dev").join(entry.file_name())))
+    };
+    entries.filter_map(device).collect()
+}
+
 /// The loop device over this file, if there is one.
 pub(super) fn find(file: &Path) -> Option<PathBuf> {
-    let file = fs::canonicalize(file).ok()?;
-    fs::read_dir(SYS_BLOCK).ok()?.flatten().find_map(|entry| {
-        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
-        (Path::new(backing.trim_end()) == file).then(|| Path::new("/dev").join(entry.file_name()))
-    })
+    all().remove(&fs::canonicalize(file).ok()?)
 }
 
 /// The loop device over this file, made if there is none.
