@@ -155,6 +155,11 @@ pub fn activate(scope: &Scope<'_>, id: &VolumeId) -> Command {
     scope.command("lvchange", ["--activate", "y"]).and([scope.path(id.as_str())])
 }
 
+/// Takes a pool's part down that a killed command left up by itself: it keeps the pool down.
+pub fn deactivate_part(scope: &Scope<'_>, part: &str) -> Command {
+    scope.command("lvchange", ["--activate", "n", "--yes"]).and([scope.path(part)])
+}
+
 /// Takes tags off a pool and puts one on, in one commit.
 pub fn retag<'a>(scope: &Scope<'_>, pool: &str, off: impl Iterator<Item = &'a String>, on: &str) -> Command {
     let mut args = vec!["--addtag", on];

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use carina_core::{Bytes, DeviceGroup, GroupName, Health, Medium, Volume, VolumeType};
 
-use crate::dm::{self, Device};
+use crate::dm::{self, Device, PoolStatus};
 use crate::groups::Group;
 use crate::layout::OurVolume;
 use crate::names;
@@ -71,12 +71,21 @@ pub fn group_health(group: &Group, stuck: Option<String>, kernel: &Result<BTreeM
 pub fn pool_counts(group: &Group) -> Result<BTreeMap<String, u64>, String> {
     let mut counts = BTreeMap::new();
     for volume in group.layout().our_volumes().into_values() {
-        let device = ask(&names::dm_pool(&group.layout().name, &volume.pool))?;
-        if let Some(count) = device.and_then(|device| dm::pool_status(&device)?.transaction) {
+        if let Some(count) = pool_status(&group.layout().name, &volume.pool)?.and_then(|status| status.transaction) {
             counts.insert(volume.pool, count);
         }
     }
     Ok(counts)
+}
+
+/// What a pool says of itself, if it is active.
+fn pool_status(group: &str, pool: &str) -> Result<Option<PoolStatus>, String> {
+    for name in names::dm_pool(group, pool) {
+        if let Some(status) = ask(&name)?.and_then(|device| dm::pool_status(&device)) {
+            return Ok(Some(status));
+        }
+    }
+    Ok(None)
 }
 
 /// A volume as it is: LVM's record with what the kernel says of it. `None` if only its pool is there.
@@ -95,8 +104,7 @@ pub fn volume(name: &GroupName, group: &Group, ours: &OurVolume) -> Option<Volum
         health: Health::Ok,
     };
     let vg = &group.layout().name;
-    let asked =
-        ask(&names::dm_pool(vg, &ours.pool)).and_then(|pool| Ok((pool, ask(&names::dm_name(vg, ours.id.as_str()))?)));
+    let asked = pool_status(vg, &ours.pool).and_then(|pool| Ok((pool, ask(&names::dm_name(vg, ours.id.as_str()))?)));
     match asked {
         Ok((pool, Some(device))) => {
             volume.device = node(vg, ours.id.as_str(), &device);
@@ -105,7 +113,7 @@ pub fn volume(name: &GroupName, group: &Group, ours: &OurVolume) -> Option<Volum
                 Some(Err(words)) => volume.health = failed(words),
                 None => {}
             }
-            match pool.and_then(|pool| dm::pool_status(&pool)) {
+            match pool {
                 Some(status) if status.trouble.is_some() => {
                     volume.health = failed(status.trouble.unwrap_or_default());
                 }

@@ -9,6 +9,7 @@ use crate::backend::LvmBackend;
 use crate::figures;
 use crate::groups::{Group, list};
 use crate::members::blocking;
+use crate::names;
 use crate::recover::{Finding, Mend, findings};
 
 impl LvmBackend {
@@ -16,9 +17,13 @@ impl LvmBackend {
         let mut recovery = Recovery::default();
         let picture = self.rescan().await?;
         for (name, group) in &picture.ours {
-            if let Err(error) = self.recover_group(name, group, &mut recovery).await {
+            match self.settle(name, group).await {
+                Ok(done) => {
+                    recovery.mended.extend(done.mended);
+                    recovery.for_a_person.extend(done.for_a_person);
+                }
                 // The other groups are no worse for it; this one says so in its health.
-                recovery.for_a_person.push(format!("{name}: {error}"));
+                Err(error) => recovery.for_a_person.push(format!("{name}: {error}")),
             }
         }
         if !picture.loose.is_empty() {
@@ -32,10 +37,14 @@ impl LvmBackend {
         Ok(recovery)
     }
 
-    async fn recover_group(&self, name: &GroupName, group: &Group, recovery: &mut Recovery) -> Result<()> {
+    /// Brings a group up and mends its half states; at start-up, and when a create finds what an earlier
+    /// one left.
+    pub(crate) async fn settle(&self, name: &GroupName, group: &Group) -> Result<Recovery> {
+        let mut recovery = Recovery::default();
         recovery.for_a_person.extend(group.problems.iter().map(|problem| format!("{name}: {problem}")));
         let mut complaint = None;
         if !self.inactive(group).await?.is_empty() {
+            self.free_parts(group).await?;
             complaint = self.activate_group(group).await?;
         }
         let group = self.group(name).await?;
@@ -56,6 +65,23 @@ impl LvmBackend {
             Finding::Person { words } => Some(words),
             _ => None,
         }));
+        Ok(recovery)
+    }
+
+    /// Takes down what a killed command left up of a pool that isn't: LVM brings no pool up while a part
+    /// of it is up by itself.
+    async fn free_parts(&self, group: &Group) -> Result<()> {
+        let kernel = self.kernel(group).await?.map_err(Error::Precondition)?;
+        let scope = group.scope(self.dialect().await?);
+        let ours = group.layout().our_volumes();
+        for volume in ours.values().filter(|volume| !kernel.contains_key(&volume.pool)) {
+            for (device, part) in names::dm_parts(&group.layout().name, &volume.pool) {
+                if figures::ask(&device).map_err(Error::Precondition)?.is_some_and(|device| device.open_count == 0) {
+                    tracing::info!("{}: taking {part} down, which a killed command left up", group.layout().name);
+                    self.runner().run(&argv::deactivate_part(&scope, &part)).await?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -75,7 +101,7 @@ impl LvmBackend {
             ours.values().filter(|v| v.figures.is_some() && !kernel.contains_key(&v.pool)).map(|v| v.pool.clone());
         let mut inactive: Vec<String> = pools.collect();
         for volume in ours.values().filter(|v| v.size.is_some()) {
-            let name = crate::names::dm_name(&group.layout().name, volume.id.as_str());
+            let name = names::dm_name(&group.layout().name, volume.id.as_str());
             if figures::ask(&name).map_err(Error::Precondition)?.is_none() {
                 inactive.push(volume.id.to_string());
             }

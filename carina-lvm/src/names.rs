@@ -72,9 +72,16 @@ pub fn dm_name(group: &str, volume: &str) -> String {
     format!("{}-{}", group.replace('-', "--"), volume.replace('-', "--"))
 }
 
-/// The device-mapper name of the device that a pool's status comes from.
-pub fn dm_pool(group: &str, pool: &str) -> String {
-    format!("{}-tpool", dm_name(group, pool))
+/// The device-mapper names that a pool's own device can have: a layer of its own below what shows the
+/// pool's name, and in a pool that never had a volume the name itself.
+pub fn dm_pool(group: &str, pool: &str) -> [String; 2] {
+    let name = dm_name(group, pool);
+    [format!("{name}-tpool"), name]
+}
+
+/// The device-mapper names of a pool's parts, with the parts' names in LVM.
+pub fn dm_parts(group: &str, pool: &str) -> [(String, String); 2] {
+    ["_tmeta", "_tdata"].map(|part| (format!("{}{part}", dm_name(group, pool)), format!("{pool}{part}")))
 }
 
 #[cfg(test)]
@@ -111,7 +118,7 @@ mod tests {
         assert_eq!(pool(&id).as_deref(), Some("thin-pvc-1"));
         assert_eq!(volume_of_pool("thin-pvc-1"), Some(id));
         assert_eq!(volume_of_pool("lvol0_pmspare"), None);
-        assert_eq!(dm_pool("carina-vg-ssd", "thin-a"), "carina--vg--ssd-thin--a-tpool");
+        assert_eq!(dm_pool("carina-vg-ssd", "thin-a")[0], "carina--vg--ssd-thin--a-tpool");
     }
 
     proptest! {

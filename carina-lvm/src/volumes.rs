@@ -28,6 +28,12 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whether LVM has yet to make the volume in its pool.
+    fn is_unsettled(&self) -> bool {
+        let pending = self.group.text.pending.get(&self.volume.pool);
+        pending.is_some_and(|pending| pending.contains(self.volume.id.as_str()))
+    }
+
     fn volume(&self) -> Option<Volume> {
         figures::volume(&self.name, &self.group, &self.volume)
     }
@@ -63,10 +69,20 @@ impl LvmBackend {
     }
 
     pub(crate) async fn create_volume(&self, name: &GroupName, request: &VolumeRequest) -> Result<Volume> {
-        if let Some(there) = self.existing(&request.name).await? {
+        let mut there = self.existing(&request.name).await?;
+        if let Some(unsettled) = there.as_ref().filter(|place| place.is_unsettled()) {
+            // A create that was killed left it: what it really is shows once its pool is up.
+            self.check_cluster(&unsettled.volume)?;
+            self.settle(&unsettled.name, &unsettled.group).await?;
+            there = self.existing(&request.name).await?;
+        }
+        if let Some(there) = there {
             self.check_cluster(&there.volume)?;
             if let Some(volume) = there.volume() {
                 request.check_existing(&volume, figures::medium(&there.name, &there.group))?;
+                if let Some(evidence) = volume.health.evidence().filter(|_| volume.health.is_failed()) {
+                    return Err(Error::Unhealthy(format!("volume {} is there and {evidence}", volume.id)));
+                }
                 return Ok(volume);
             }
         }
