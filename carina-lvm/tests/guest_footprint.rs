@@ -1,6 +1,6 @@
 //! What volumes really take from a group, against core's footprint: 4 MiB to 2 TiB, and grown ones.
 //!
-//! guest: disks=ssd:4T,ssd:4T memory=1G timeout=10m
+//! guest: disks=ssd:4T,ssd:4T memory=1G timeout=20m
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

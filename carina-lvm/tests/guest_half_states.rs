@@ -1,6 +1,6 @@
 //! Each half state that a crash leaves, made by hand on real LVM, and what start-up makes of it.
 //!
-//! guest: disks=ssd:20G,ssd:20G memory=1G timeout=10m
+//! guest: disks=ssd:20G,ssd:20G memory=1G timeout=20m
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

@@ -1,6 +1,6 @@
 //! The life of volumes and groups on real LVM, with what each step costs.
 //!
-//! guest: disks=ssd:20G,ssd:20G,hdd:20G memory=1G timeout=10m
+//! guest: disks=ssd:20G,ssd:20G,hdd:20G memory=1G timeout=20m
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

@@ -9,6 +9,7 @@ use crate::accel::Choice;
 use crate::error::{Context, Error, Result};
 use crate::packages;
 use crate::self_test::SelfTest;
+use crate::soak::Soak;
 use crate::tally::{Counter, Tally};
 use crate::vm_test::VmTest;
 use crate::workspace;
@@ -40,6 +41,7 @@ pub fn run() -> Result<u8> {
         let summary = VmTest::all().summary()?;
         if summary.good { Ok(summary.tally) } else { Err(Error::new("a test in the VM failed")) }
     })?);
+    step("power cuts", || Soak::short().run().map(drop))?;
     println!("ci: all steps passed in {:.0} s\n{tally}", started.elapsed().as_secs_f64());
     Ok(0)
 }

@@ -16,6 +16,7 @@ mod quantity;
 mod run_folder;
 mod self_test;
 mod sink;
+mod soak;
 mod tally;
 mod vm;
 mod vm_test;
@@ -41,6 +42,8 @@ enum Chore {
     VmSelfTest(self_test::SelfTest),
     /// Run the tests that need a real kernel (guest_*.rs) in virtual machines.
     VmTest(vm_test::VmTest),
+    /// Cut the power of a machine at work, again and again, and check that nothing is lost.
+    Soak(soak::Soak),
     /// Write the Kubernetes resource definitions in deploy/kubernetes/crds from the Rust types.
     Crds,
     /// Check everything: format, lints, tests, documentation, tests in the VM.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Chore::Vm(vm) => vm.run(),
         Chore::VmSelfTest(test) => test.run(),
         Chore::VmTest(test) => test.run(),
+        Chore::Soak(soak) => soak.run(),
         Chore::Crds => crds::run(),
         Chore::Ci => ci::run(),
     };
