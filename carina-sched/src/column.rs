@@ -65,6 +65,17 @@ impl GroupPage {
         present: 0,
         uniform: None,
     };
+
+    /// One node's row.
+    pub fn row(&self, lane: usize) -> Row {
+        Row {
+            promise: self.promise[lane],
+            room: self.room[lane],
+            spare: self.spare[lane],
+            slots: self.slots[lane],
+            extent: self.extent[lane],
+        }
+    }
 }
 
 /// All groups of one kind, by node.

@@ -90,6 +90,10 @@ pub struct Compiled {
     pub simple: bool,
     pub fixed: Vec<Fixed>,
     needs: Vec<Need>,
+    /// Whether every claim is LVM.
+    pub lvm: bool,
+    /// The columns that some claim may go to, by the names of their groups.
+    pub columns: Vec<usize>,
     /// The first claim that no node has a group for.
     pub nowhere: Option<usize>,
     pub ring: u64,
@@ -103,6 +107,8 @@ impl Compiled {
         self.words = columns.len().div_ceil(64).max(1);
         self.ring = tie::place_on_ring(&request.pod.0);
         self.simple = true;
+        self.lvm = true;
+        self.columns.clear();
         self.nowhere = None;
         self.strategies.clear();
         self.raw.clear();
@@ -126,10 +132,14 @@ impl Compiled {
             for (column, c) in columns.iter().enumerate() {
                 if c.nodes > 0 && c.key.matches(claim.volume_type, &claim.group) {
                     self.matches[number * self.words + column / 64] |= 1 << (column % 64);
+                    if !self.columns.contains(&column) {
+                        self.columns.push(column);
+                    }
                     only = Some(column);
                     found += 1;
                 }
             }
+            self.lvm &= !is_raw;
             self.simple &= found == 1 && !is_raw;
             match only {
                 None => self.nowhere = self.nowhere.or(Some(number)),
@@ -137,6 +147,13 @@ impl Compiled {
                 Some(_) => {}
             }
         }
+        self.order_columns(view);
+    }
+
+    /// Puts the columns into the order of the groups on a node.
+    fn order_columns(&mut self, view: &ClusterView) {
+        let keys = view.columns();
+        self.columns.sort_unstable_by_key(|column| keys.get(*column).map(|c| c.key.as_ref()));
     }
 
     /// Adds a claim to what its column needs.

@@ -72,7 +72,7 @@ impl ClusterView {
         for (_, node) in self.nodes() {
             let name = node.name.as_ref();
             let possible = pinned.is_none_or(|to| to == name) && request.topology.allows(&node.labels);
-            match scorer.evaluator.evaluate(&scorer.compiled, node).filter(|_| possible) {
+            match scorer.look(node).filter(|_| possible) {
                 Some(goodness) => {
                     let placed = scorer.lay_out(request, node);
                     let claims = (0..request.claims.len()).filter_map(|claim| self.left_after(node, &placed, claim));

@@ -136,7 +136,7 @@ impl ClusterView {
         best: Option<usize>,
     ) -> Result<Placed, PlaceError> {
         let found = best.and_then(|index| self.node(index));
-        match found.and_then(|node| scorer.evaluator.evaluate(&scorer.compiled, node).map(|_| node)) {
+        match found.and_then(|node| scorer.look(node).map(|_| node)) {
             Some(node) => Ok(scorer.lay_out(request, node)),
             None => Err(self.no_room(request)),
         }
@@ -159,8 +159,8 @@ impl Scorer {
     /// Where each claim goes on a node that was just evaluated and fits.
     pub(crate) fn lay_out(&mut self, request: &PodRequest, node: &Node) -> Placed {
         let mut spots: Vec<Option<(DiskSpot, Bytes)>> = vec![None; request.claims.len()];
-        for (g, group) in node.groups.iter().enumerate().filter(|(_, group)| group.is_raw()) {
-            for (claim, spot) in self.evaluator.spots(&self.compiled, group, g) {
+        for (g, group) in node.groups.iter().enumerate().filter(|(_, group)| group.raw) {
+            for (claim, spot) in self.evaluator.spots(&self.compiled, &group.free, g) {
                 let exclusive = request.claims.get(claim).is_some_and(|claim| claim.exclusive);
                 if let (Some(slot), Some(disk)) = (spots.get_mut(claim), group.figures.raw_disks.get(spot.disk)) {
                     let start = Bytes(spot.start);

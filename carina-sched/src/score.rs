@@ -2,9 +2,10 @@
 
 use carina_core::Strategy;
 
-use crate::column::GroupPage;
+use crate::column::{GroupPage, Row};
 use crate::compiled::{Compiled, Need, Weights, points, votes};
-use crate::evaluate::Evaluator;
+use crate::evaluate::{Evaluator, Goodness, Groups};
+use crate::packing::FreeDisk;
 use crate::paged::PAGE;
 use crate::request::{PodRequest, RequestError};
 use crate::strategy::POINTS;
@@ -83,6 +84,18 @@ impl<'a> Scores<'a> {
         self.view.nodes().filter_map(move |(index, node)| Some((node.name.as_ref(), scores.at(index)?)))
     }
 
+    /// How many nodes were looked at, fit or not.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.view.len()
+    }
+
+    /// Whether the view has no nodes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.view.is_empty()
+    }
+
     /// How many nodes will do.
     #[must_use]
     pub fn fitting(&self) -> usize {
@@ -128,13 +141,46 @@ impl Scorer {
     }
 
     fn score_each(&mut self, view: &ClusterView, request: &PodRequest, pinned: Option<&str>) {
-        let Self { compiled, evaluator, points } = self;
-        let mut look = |index: usize, node: &Node| {
-            if !request.topology.allows(&node.labels) {
-                return;
-            }
-            if let (Some(goodness), Some(slot)) = (evaluator.evaluate(compiled, node), points.get_mut(index)) {
+        let mut points = std::mem::take(&mut self.points);
+        self.each(view, request, pinned, |index, goodness| {
+            if let Some(slot) = points.get_mut(index) {
                 *slot = goodness.points;
+            }
+        });
+        self.points = points;
+    }
+
+    /// Looks at every node that the request may go to, one by one.
+    fn each(
+        &mut self,
+        view: &ClusterView,
+        request: &PodRequest,
+        pinned: Option<&str>,
+        mut found: impl FnMut(usize, Goodness),
+    ) {
+        let Self { compiled, evaluator, .. } = self;
+        let anywhere = pinned.is_none() && request.topology.terms.is_empty();
+        if anywhere && compiled.lvm && !request.claims.is_empty() && compiled.columns.len() <= MOST_COLUMNS {
+            // From the columns, so that the nodes themselves are never touched.
+            for number in 0..view.slots().div_ceil(PAGE) {
+                let mut lanes = Lanes { columns: &compiled.columns, pages: [None; MOST_COLUMNS], lane: 0 };
+                for (page, column) in lanes.pages.iter_mut().zip(&compiled.columns) {
+                    *page = view.columns().get(*column).and_then(|column| column.page(number));
+                }
+                for lane in 0..PAGE {
+                    lanes.lane = lane;
+                    if let Some(goodness) = evaluator.evaluate(compiled, &lanes) {
+                        found(number * PAGE + lane, goodness);
+                    }
+                }
+            }
+            return;
+        }
+        let mut look = |index: usize, node: &Node| {
+            if request.topology.allows(&node.labels)
+                && let Some(goodness) = Some(node).filter(|n| n.ready).and_then(|n| evaluator.evaluate(compiled, n))
+            {
+                found(index, goodness);
             }
         };
         match pinned {
@@ -145,6 +191,11 @@ impl Scorer {
             }
             None => view.nodes().for_each(|(index, node)| look(index, node)),
         }
+    }
+
+    /// Looks at one node for the request that was prepared.
+    pub(crate) fn look(&mut self, node: &Node) -> Option<Goodness> {
+        if node.ready { self.evaluator.evaluate(&self.compiled, node) } else { None }
     }
 
     /// The best node by exact bytes: the highest votes, ties to the first clockwise from the request.
@@ -165,22 +216,8 @@ impl Scorer {
             }
             return Ok(best.node());
         }
-        let Self { compiled, evaluator, .. } = self;
-        let mut look = |index: usize, node: &Node| {
-            if request.topology.allows(&node.labels)
-                && let Some(goodness) = evaluator.evaluate(compiled, node)
-            {
-                best.consider(goodness.votes, index, || node.ring);
-            }
-        };
-        match pinned {
-            Some(name) => {
-                if let Some((index, node)) = view.index(name).and_then(|i| Some((i, view.node(i)?))) {
-                    look(index, node);
-                }
-            }
-            None => view.nodes().for_each(|(index, node)| look(index, node)),
-        }
+        let ring = |index| view.node(index).map_or(0, |node| node.ring);
+        self.each(view, request, pinned, |index, goodness| best.consider(goodness.votes, index, || ring(index)));
         Ok(best.node())
     }
 
@@ -194,6 +231,34 @@ impl Scorer {
         request.validate()?;
         self.compiled.compile(view, request, strategy);
         request.pinned()
+    }
+}
+
+/// How many columns are read side by side; with more, nodes are looked at one by one.
+const MOST_COLUMNS: usize = 16;
+
+/// One node's groups, read from the columns.
+struct Lanes<'a> {
+    columns: &'a [usize],
+    pages: [Option<&'a GroupPage>; MOST_COLUMNS],
+    lane: usize,
+}
+
+impl Groups for Lanes<'_> {
+    fn len(&self) -> usize {
+        self.columns.len()
+    }
+
+    fn column(&self, g: usize) -> usize {
+        self.columns.get(g).copied().unwrap_or(usize::MAX)
+    }
+
+    fn row(&self, g: usize) -> Row {
+        self.pages.get(g).copied().flatten().map(|page| page.row(self.lane)).unwrap_or_default()
+    }
+
+    fn disks(&self, _: usize) -> Option<&[FreeDisk]> {
+        None
     }
 }
 

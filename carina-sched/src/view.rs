@@ -56,6 +56,8 @@ pub struct Node {
 #[derive(Debug, Clone)]
 pub(crate) struct Group {
     pub column: usize,
+    /// Whether it is raw; in here so that scoring needn't follow the pointer to the figures.
+    pub raw: bool,
     pub figures: Arc<DeviceGroup>,
     /// The volumes that the figures include.
     pub includes: Arc<BTreeSet<VolumeName>>,
@@ -139,6 +141,7 @@ impl ClusterView {
                 let key = GroupKey { name: group.name.clone(), volume_type: group.volume_type, medium: group.medium };
                 Group {
                     column: self.column(key),
+                    raw: group.volume_type == VolumeType::Raw,
                     figures: Arc::new(group),
                     includes: Arc::new(reported.includes),
                     free: Arc::from([]),
