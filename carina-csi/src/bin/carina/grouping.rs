@@ -20,8 +20,10 @@ pub async fn plan_for(engine: &Engine, config: &LoadedConfig) -> Result<GroupPla
     Ok(plan(config, &engine.disks().await?, &engine.groups().await?))
 }
 
-/// Takes the steps of a plan, saying each with its reasons before it is taken.
+/// Takes the steps of a plan, saying each with its reasons before it is taken. A step that fails does not
+/// keep the other groups from theirs; what failed is one failure in the end.
 pub async fn apply(engine: &Engine, plan: &GroupPlan, mut say: impl FnMut(&str)) -> Result<(), Failure> {
+    let mut failed: Option<Failure> = None;
     for step in &plan.steps {
         let reasons: Vec<String> = step
             .disks()
@@ -29,7 +31,13 @@ pub async fn apply(engine: &Engine, plan: &GroupPlan, mut say: impl FnMut(&str))
             .filter_map(|disk| Some(format!("{}: {}", disk.name, plan.because.get(&disk.name)?)))
             .collect();
         say(&format!("{step} ({})", reasons.join("; ")));
-        waiting(&step.to_string(), engine.apply(step.clone())).await?;
+        if let Err(error) = waiting(&step.to_string(), engine.apply(step.clone())).await {
+            let failure = Failure::from(error);
+            failed = Some(match failed {
+                None => failure,
+                Some(first) => Failure::new(first.class, format!("{}; {}", first.message, failure.message)),
+            });
+        }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }

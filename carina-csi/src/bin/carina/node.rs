@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use carina_core::exec::{CommandRunner, ProcessRunner};
 use carina_core::sim::{SimBackend, SimNode};
-use carina_core::{DeviceGroup, Disk, Engine, MostRoom, Recovery, Retry, Volume, VolumeBackend};
+use carina_core::{DeviceGroup, Disk, Engine, Placement, Recovery, Retry, Volume, VolumeBackend};
 use carina_csi::{LinuxMounter, MemoryMounter, Mounter};
 use carina_lvm::{LvmBackend, LvmConfig};
+use carina_sched::OneMachine;
 
 use crate::failure::{Class, Failure};
 use crate::lock::EngineLock;
@@ -30,6 +31,8 @@ pub struct RunningNode {
     pub config: LoadedConfig,
     /// The engine.
     pub engine: Engine,
+    /// What chooses a group for each new volume.
+    pub placement: Arc<OneMachine>,
     recovery: Recovery,
     _lock: EngineLock,
 }
@@ -86,8 +89,10 @@ impl RunningNode {
             }
             Backend::Lvm => lvm_backend(&config)?,
         };
-        let (engine, recovery) = Engine::start(vec![backend], Arc::new(MostRoom), Retry::default()).await?;
-        Ok(Self { config, engine, recovery, _lock: lock })
+        let placement = Arc::new(OneMachine::new(config.config.strategy));
+        let (engine, recovery) =
+            Engine::start(vec![backend], Arc::clone(&placement) as Arc<dyn Placement>, Retry::default()).await?;
+        Ok(Self { config, engine, placement, recovery, _lock: lock })
     }
 
     /// Says what is odd in the config, and what the engine found half done.

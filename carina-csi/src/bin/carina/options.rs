@@ -99,7 +99,8 @@ impl Options {
         fs::read_to_string("/proc/sys/kernel/hostname")
             .map(|name| name.trim().to_owned())
             .ok()
-            .filter(|name| !name.is_empty())
+            // What the kernel calls a host that was given no name.
+            .filter(|name| !name.is_empty() && name != "(none)")
             .ok_or_else(|| Failure::new(Class::Usage, "this host has no name; say one with --node-name"))
     }
 

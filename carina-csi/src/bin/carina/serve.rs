@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use carina_core::Engine;
 use carina_csi::NodeName;
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -32,12 +33,13 @@ impl Serve {
     /// Serves until a signal ends it.
     pub async fn run(&self, options: &Options) -> Result<(), Failure> {
         let mut signals = Signals::new()?;
-        let name = NodeName::new(options.node_name()?)?;
+        let name = NodeName::new(options.node_name()?)
+            .map_err(|e| Failure::new(Class::Usage, format!("{e}, with --node-name")))?;
         let bound = Bound::listen(&self.endpoint)?;
         let node = RunningNode::start(options, &format!("carina serve --endpoint {}", self.endpoint)).await?;
         let mut config = node.config;
         let at_start = (config.config.reserve, config.config.minimum_disk_size);
-        self.group(&node.engine, &config).await?;
+        self.group(&node.engine, &config).await;
         let mut serving = bound.start(&node.engine, node::mounter(options.backend, &node.engine), name);
         output::print(&format!("carina: ready on {}", self.endpoint))?;
         loop {
@@ -55,13 +57,12 @@ impl Serve {
                             "reserve and minimumDiskSize have changed; the change takes effect at the next start"
                         );
                     }
+                    node.placement.set_strategy(read.config.strategy);
                     config = read;
                 }
                 Err(failure) => tracing::error!("{}; the config from before stays", failure.message),
             }
-            if let Err(failure) = self.group(&node.engine, &config).await {
-                tracing::error!("the disks cannot be grouped: {}", failure.message);
-            }
+            self.group(&node.engine, &config).await;
         }
         tracing::info!("ending when what is in flight is done; another signal ends at once");
         let ended = async {
@@ -78,12 +79,16 @@ impl Serve {
         }
     }
 
-    /// Brings the groups to what the config says, or says what that would be.
-    async fn group(&self, engine: &carina_core::Engine, config: &LoadedConfig) -> Result<(), Failure> {
+    /// Brings the groups to what the config says, or says what that would be. A group that can't be made
+    /// is logged: the volumes that there are want to be served all the same.
+    async fn group(&self, engine: &Engine, config: &LoadedConfig) {
         for warning in &config.warnings {
             tracing::warn!("{}: {warning}", config.source);
         }
-        let plan = grouping::plan_for(engine, config).await?;
+        let plan = match grouping::plan_for(engine, config).await {
+            Ok(plan) => plan,
+            Err(failure) => return tracing::error!("the disks cannot be looked at: {}", failure.message),
+        };
         for warning in &plan.warnings {
             tracing::warn!("{warning}");
         }
@@ -97,9 +102,9 @@ impl Serve {
             for step in &plan.steps {
                 tracing::info!("dry run: would {step}");
             }
-            return Ok(());
+        } else if let Err(failure) = grouping::apply(engine, &plan, |step| tracing::info!("{step}")).await {
+            tracing::error!("{}", failure.message);
         }
-        grouping::apply(engine, &plan, |step| tracing::info!("{step}")).await
     }
 }
 

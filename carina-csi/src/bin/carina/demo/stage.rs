@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use carina_core::exec::{CommandRunner, ProcessRunner};
 use carina_core::sim::{SimBackend, SimNode};
-use carina_core::{Engine, FsType, MostRoom, Retry, VolumeBackend};
+use carina_core::{Engine, FsType, Retry, VolumeBackend};
 use carina_csi::{LinuxMounter, MemoryMounter, Mounter, NodeName};
+use carina_sched::OneMachine;
 use tempfile::TempDir;
 
 use crate::disks::Seen;
@@ -46,7 +47,7 @@ impl Stage {
             None => {
                 // A view of its own: the machine in memory outlives the process that crashes.
                 let backend: Arc<dyn VolumeBackend> = Arc::new(SimBackend::new(Arc::clone(&node)));
-                let (view, _) = Engine::start(vec![backend], Arc::new(MostRoom), Retry::default()).await?;
+                let (view, _) = Engine::start(vec![backend], Arc::new(OneMachine::default()), Retry::default()).await?;
                 Arc::new(MemoryMounter::new(Arc::new(view)))
             }
         };
@@ -121,7 +122,8 @@ impl Stage {
         if let Some(serving) = self.serving.take() {
             serving.stop().await?;
         }
-        let (engine, recovery) = Engine::start(vec![self.backend()], Arc::new(MostRoom), Retry::default()).await?;
+        let (engine, recovery) =
+            Engine::start(vec![self.backend()], Arc::new(OneMachine::default()), Retry::default()).await?;
         self.engine = Some(engine);
         Ok(recovery.mended)
     }
