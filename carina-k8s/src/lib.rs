@@ -6,6 +6,7 @@ pub mod condition;
 pub mod crds;
 pub mod failure;
 pub mod logic_volume;
+pub mod node;
 pub mod node_storage;
 mod quantity;
 

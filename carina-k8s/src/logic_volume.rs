@@ -88,46 +88,47 @@ pub struct LogicVolumeSpec {
     pub name_space: String,
 }
 
-/// What the node says of the volume.
+/// What the node says of the volume. A field that is absent is written as null, so that a merge patch takes
+/// away what no longer holds.
 #[derive(Debug, Clone, Default, PartialEq, schemars::JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LogicVolumeStatus {
     /// The id of the volume, and its name on disk.
-    #[serde(rename = "volumeID", default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "volumeID", default)]
     pub volume_id: Option<String>,
     /// The gRPC code of the last failure; 0 if there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub code: Option<u32>,
     /// The last failure, and what to do about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub message: Option<String>,
     /// The size that the volume has.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub current_size: Option<Quantity>,
     /// `Success` once the volume exists, `Failed` if it could not be made.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub status: Option<String>,
     /// The major number of its device while it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub device_major: Option<u32>,
     /// The minor number of its device while it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub device_minor: Option<u32>,
     /// The node that made the volume.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub node_name: Option<String>,
     /// The largest volume that the group would have taken, where there was no room.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub available: Option<Quantity>,
     /// The generation that this status answers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub observed_generation: Option<i64>,
     /// The request that this status answers: the annotation `carina.storage.io/resize-requested-at`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub observed_request: Option<String>,
     /// `Ready`: the volume exists and is as asked. `Resized`: it has the size asked for. `Deleted`: why a
     /// deleted object still holds its volume.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub conditions: Vec<Condition>,
 }
 
@@ -258,9 +259,12 @@ impl LogicVolume {
     /// Whether the volume was made once: from then on it is never made anew.
     #[must_use]
     pub fn was_made(&self) -> bool {
-        self.status
-            .as_ref()
-            .is_some_and(|s| s.status.as_deref() == Some(SUCCESS) || s.volume_id.is_some() || s.current_size.is_some())
+        self.status.as_ref().is_some_and(|status| {
+            status.status.as_deref() == Some(SUCCESS)
+                || status.volume_id.is_some()
+                || status.current_size.is_some()
+                || status.node_name.is_some()
+        })
     }
 
     /// Whether the storage may go: the mark is there, and means this object.

@@ -58,7 +58,7 @@ pub struct NodeStorageStatus {
     pub vg_groups: Vec<VgFigures>,
     /// The disks, by name.
     pub disks: Vec<DiskFigures>,
-    /// `Ready`: the agent has recovered and serves. `Disks`: what needs a person.
+    /// `Recovered`: whether the agent's start left something for a person.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

@@ -1,0 +1,11 @@
+//! The agent of a node: makes what LogicVolumes ask for, and publishes what the node has.
+
+mod decide;
+mod report;
+mod verdict;
+mod volumes;
+
+pub use decide::{Decision, Found, decide};
+pub use report::Publisher;
+pub use verdict::Verdict;
+pub use volumes::Volumes;

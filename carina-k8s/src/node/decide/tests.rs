@@ -1,0 +1,236 @@
+use carina_core::{Bytes, DEFAULT_RESERVE, Error, Health, Medium, VolumeName, VolumeType};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use proptest::prelude::*;
+
+use super::*;
+use crate::logic_volume::{LogicVolumeStatus, REQUESTED_AT};
+
+const NODE: &str = "n1";
+
+fn group(name: GroupName, medium: Medium) -> DeviceGroup {
+    DeviceGroup {
+        name,
+        volume_type: VolumeType::Lvm,
+        medium,
+        size: Bytes::gib(160),
+        free: Bytes::gib(160),
+        volumes_size: Bytes::ZERO,
+        volumes: 0,
+        volumes_left: 100,
+        extent: Bytes::mib(4),
+        metadata_spare: Bytes::ZERO,
+        reserve: DEFAULT_RESERVE,
+        disks: Vec::new(),
+        raw_disks: Vec::new(),
+        health: Health::Ok,
+    }
+}
+
+fn volume(size: Bytes) -> Volume {
+    let name: VolumeName = "pvc-1".parse().unwrap();
+    Volume {
+        id: VolumeId::plain(&name),
+        name,
+        node: None,
+        group: GroupName::ssd(),
+        size,
+        volume_type: VolumeType::Lvm,
+        exclusive: false,
+        formatted: None,
+        device: None,
+        used: None,
+        health: Health::Ok,
+    }
+}
+
+fn object() -> LogicVolume {
+    let size = SizeRange::at_least(Bytes::gib(10)).unwrap();
+    let request = VolumeRequest::new("pvc-1".parse().unwrap(), size);
+    let mut object = LogicVolume::for_request(&request, NODE, &GroupName::ssd());
+    object.metadata.uid = Some("u1".to_owned());
+    object.metadata.generation = Some(1);
+    object
+}
+
+fn found(volume: Option<Volume>) -> Found {
+    Found { volume, groups: vec![group(GroupName::hdd(), Medium::Hdd), group(GroupName::ssd(), Medium::Ssd)] }
+}
+
+fn after(mut object: LogicVolume, verdict: &Verdict) -> LogicVolume {
+    object.status = Some(verdict.status(&object, NODE, Timestamp::UNIX_EPOCH));
+    object
+}
+
+fn deleted(mut object: LogicVolume, marked: bool) -> LogicVolume {
+    object.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    if marked {
+        object.annotations_mut().insert(DELETE_STORAGE.to_owned(), "u1".to_owned());
+    }
+    object
+}
+
+fn reason_of(decision: Decision) -> &'static str {
+    match decision {
+        Decision::Report(verdict) => verdict.trouble().map_or("none", |finding| finding.reason),
+        other => panic!("{other:?} is no report"),
+    }
+}
+
+#[test]
+fn a_new_object_is_made_and_one_that_is_made_is_said_to_be() {
+    assert!(matches!(decide(&object(), NODE, &found(None)), Decision::Create(_)));
+    assert_eq!(reason_of(decide(&object(), NODE, &found(Some(volume(Bytes::gib(10)))))), "none");
+    let mut unheld = object();
+    unheld.metadata.finalizers = None;
+    assert_eq!(decide(&unheld, NODE, &found(None)), Decision::Hold);
+    assert_eq!(decide(&object(), "n2", &found(None)), Decision::Leave);
+}
+
+#[test]
+fn a_failure_stands_until_something_else_is_asked() {
+    let mut failed = after(object(), &Verdict::failed(Error::Precondition("no".to_owned())));
+    assert_eq!(decide(&failed, NODE, &found(None)), Decision::Leave);
+    failed.metadata.generation = Some(2);
+    assert!(matches!(decide(&failed, NODE, &found(None)), Decision::Create(_)));
+}
+
+#[test]
+fn a_growth_that_failed_is_tried_again_only_when_asked() {
+    let small = volume(Bytes::gib(10));
+    let mut grown = object();
+    grown.spec.size = "20Gi".into();
+    assert!(matches!(decide(&grown, NODE, &found(Some(small.clone()))), Decision::Expand(..)));
+    let verdict = Verdict::unchanged(small.clone(), RESIZED, Error::Precondition("no".to_owned()));
+    let mut failed = after(grown, &verdict);
+    assert_eq!(decide(&failed, NODE, &found(Some(small.clone()))), Decision::Leave);
+    failed.annotations_mut().insert(REQUESTED_AT.to_owned(), "later".to_owned());
+    assert!(matches!(decide(&failed, NODE, &found(Some(small))), Decision::Expand(..)));
+}
+
+#[test]
+fn a_size_that_only_rounds_to_the_extent_is_no_shrinking() {
+    let mut odd = object();
+    odd.spec.size = "10737418000".into();
+    assert_eq!(reason_of(decide(&odd, NODE, &found(Some(volume(Bytes::gib(10)))))), "none");
+    odd.spec.size = "9Gi".into();
+    assert_eq!(reason_of(decide(&odd, NODE, &found(Some(volume(Bytes::gib(10)))))), "SizeBelowVolume");
+}
+
+#[test]
+fn a_volume_whose_group_is_away_is_not_taken_for_gone() {
+    let made = after(object(), &Verdict::made(volume(Bytes::gib(10)), Vec::new()));
+    let mut away = found(None);
+    assert_eq!(reason_of(decide(&made, NODE, &away)), "VolumeMissing");
+    assert_eq!(decide(&deleted(made.clone(), true), NODE, &away), Decision::Release);
+    away.groups.retain(|group| group.name != GroupName::ssd());
+    assert_eq!(reason_of(decide(&made, NODE, &away)), "GroupMissing");
+    assert_eq!(reason_of(decide(&deleted(made.clone(), true), NODE, &away)), "GroupMissing");
+    away = found(None);
+    away.groups[1].health = Health::Failed { evidence: "sdb is gone".to_owned() };
+    assert_eq!(reason_of(decide(&deleted(made, true), NODE, &away)), "GroupMissing");
+}
+
+#[test]
+fn a_missing_volume_stays_on_record() {
+    let made = after(object(), &Verdict::made(volume(Bytes::gib(10)), Vec::new()));
+    let Decision::Report(verdict) = decide(&made, NODE, &found(None)) else { panic!("no report") };
+    let missing = after(made, &verdict);
+    assert!(missing.was_made());
+    assert_eq!(reason_of(decide(&missing, NODE, &found(None))), "VolumeMissing", "also the next time");
+}
+
+fn any_status() -> impl Strategy<Value = Option<LogicVolumeStatus>> {
+    let word = prop_oneof![Just(None), Just(Some("Success")), Just(Some("Failed"))];
+    let node = prop_oneof![Just(None), Just(Some("n1")), Just(Some("n2"))];
+    let status =
+        (word, node, any::<bool>(), any::<bool>()).prop_map(|(word, node, made, answered)| LogicVolumeStatus {
+            status: word.map(str::to_owned),
+            node_name: node.map(str::to_owned),
+            volume_id: made.then(|| "volume-pvc-1".to_owned()),
+            observed_generation: Some(i64::from(answered)),
+            ..LogicVolumeStatus::default()
+        });
+    proptest::option::of(status)
+}
+
+fn any_object() -> impl Strategy<Value = LogicVolume> {
+    let size = prop_oneof![Just("5Gi"), Just("10Gi"), Just("20Gi"), Just("ten"), Just("-1")];
+    let group = prop_oneof![Just("carina-vg-ssd"), Just("carina-vg-hdd"), Just("other"), Just("No group")];
+    let node = prop_oneof![Just("n1"), Just("n2")];
+    let mark = prop_oneof![Just(None), Just(Some("u1")), Just(Some("u2")), Just(Some("true"))];
+    (size, group, node, mark, any::<bool>(), any::<bool>(), any_status()).prop_map(
+        |(size, group, node, mark, deleted, held, status)| {
+            let mut object = object();
+            object.spec.size = size.into();
+            object.spec.device_group = group.to_owned();
+            object.spec.node_name = node.to_owned();
+            object.metadata.deletion_timestamp = deleted.then(|| Time(Timestamp::UNIX_EPOCH));
+            if let Some(mark) = mark {
+                object.annotations_mut().insert(DELETE_STORAGE.to_owned(), mark.to_owned());
+            }
+            if !held {
+                object.metadata.finalizers = None;
+            }
+            object.status = status;
+            object
+        },
+    )
+}
+
+fn any_found() -> impl Strategy<Value = Found> {
+    let volume = proptest::option::of((5u64..30).prop_map(|gib| volume(Bytes::gib(gib))));
+    (volume, any::<bool>(), any::<bool>()).prop_map(|(volume, there, well)| {
+        let mut found = found(volume);
+        if !well {
+            found.groups[1].health = Health::Failed { evidence: "a disk is gone".to_owned() };
+        }
+        if !there {
+            found.groups.pop();
+        }
+        found
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_object_says_data_is_safe(object in any_object(), found in any_found()) {
+        let decision = decide(&object, NODE, &found);
+        let deleted = object.metadata.deletion_timestamp.is_some();
+        let marked = object.annotation(DELETE_STORAGE) == Some("u1");
+        match &decision {
+            Decision::Delete(id) => {
+                prop_assert!(deleted && marked);
+                prop_assert_eq!(Some(id), found.volume.as_ref().map(|v| &v.id));
+            }
+            Decision::Release => prop_assert!(deleted && found.volume.is_none()),
+            Decision::Create(_) => {
+                prop_assert!(found.volume.is_none() && !object.was_made() && !deleted && !marked);
+            }
+            Decision::Expand(_, size) => {
+                prop_assert!(found.volume.as_ref().is_some_and(|v| v.size < size.required()) && !deleted);
+            }
+            Decision::Hold => prop_assert!(!deleted),
+            Decision::Report(_) | Decision::Leave => {}
+        }
+        if object.spec.node_name != NODE {
+            prop_assert_eq!(&decision, &Decision::Leave);
+        }
+        let made_on = object.status.as_ref().and_then(|s| s.node_name.as_deref());
+        if made_on.is_some_and(|made_on| made_on != NODE) {
+            prop_assert!(matches!(decision, Decision::Leave | Decision::Report(_) | Decision::Hold));
+        }
+    }
+
+    #[test]
+    fn what_was_reported_is_not_reported_as_something_else(object in any_object(), found in any_found()) {
+        if let Decision::Report(verdict) = decide(&object, NODE, &found) {
+            let once = after(object, &verdict);
+            match decide(&once, NODE, &found) {
+                Decision::Report(again) => prop_assert_eq!(&after(once.clone(), &again).status, &once.status),
+                other => prop_assert_eq!(other, Decision::Leave),
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The publisher of a node's NodeStorageResource: written when it says something new, soon but not at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use carina_core::{Engine, Recovery, VolumeService};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Api, ObjectMeta, PostParams};
+use kube::{Client, Resource};
+use tokio::sync::Notify;
+
+use crate::condition::{Finding, conditions};
+use crate::node_storage::{NodeStorageResource, NodeStorageSpec, NodeStorageStatus};
+
+/// How long changes are gathered before they are written.
+const GATHER: Duration = Duration::from_millis(250);
+/// How often the disks are looked at although nobody told of a change; nothing is written if there is none.
+const LOOK: Duration = Duration::from_secs(30);
+/// How soon a write that failed is tried again.
+const AFTER_ERROR: Duration = Duration::from_secs(2);
+
+/// The condition that says whether start-up recovery left something for a person.
+const RECOVERED: &str = "Recovered";
+
+/// The publisher of one node.
+pub struct Publisher {
+    node: String,
+    engine: Engine,
+    recovery: Recovery,
+    api: Api<NodeStorageResource>,
+    nodes: Api<Node>,
+    changed: Arc<Notify>,
+}
+
+impl Publisher {
+    /// A publisher for a node, told by `changed` to look again.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        node: impl Into<String>,
+        engine: Engine,
+        recovery: Recovery,
+        changed: Arc<Notify>,
+    ) -> Self {
+        let (api, nodes) = (Api::all(client.clone()), Api::all(client));
+        Self { node: node.into(), engine, recovery, api, nodes, changed }
+    }
+
+    /// Publishes until it is dropped. The object is left as it is then: a restart of the agent changes
+    /// nothing of what the node has.
+    pub async fn run(self) {
+        let mut published: Option<NodeStorageResource> = None;
+        loop {
+            let wait = match self.publish(&mut published).await {
+                Ok(()) => LOOK,
+                Err(error) => {
+                    tracing::warn!("NodeStorageResource {} was not published: {error}", self.node);
+                    published = None;
+                    AFTER_ERROR
+                }
+            };
+            // Whether told or not, it is time to look; what else happens meanwhile goes into the same write.
+            if tokio::time::timeout(wait, self.changed.notified()).await.is_ok() {
+                tokio::time::sleep(GATHER).await;
+            }
+        }
+    }
+
+    async fn publish(&self, published: &mut Option<NodeStorageResource>) -> Result<(), PublishError> {
+        let status = self.status().await?;
+        if published.is_none() {
+            *published = Some(match self.api.get_opt(&self.node).await? {
+                Some(object) => object,
+                None => self.api.create(&PostParams::default(), &self.object().await?).await?,
+            });
+        }
+        let Some(object) = published.as_ref() else { return Ok(()) };
+        let before = object.status.clone().unwrap_or_default();
+        let findings = [self.recovered()];
+        let now = Timestamp::now();
+        let conditions = conditions(&before.conditions, &findings, object.metadata.generation, now);
+        let status = NodeStorageStatus { conditions, ..status };
+        if object.status.is_some() && before.says_the_same(&status) {
+            return Ok(());
+        }
+        let next = NodeStorageResource { status: Some(status.at(now)), ..object.clone() };
+        *published = Some(self.api.replace_status(&self.node, &PostParams::default(), &next).await?);
+        Ok(())
+    }
+
+    async fn status(&self) -> carina_core::Result<NodeStorageStatus> {
+        let volumes = self.engine.list().await?;
+        let groups = self.engine.groups().await?;
+        let disks = self.engine.disks().await?;
+        Ok(NodeStorageStatus::of(&disks, &groups, &volumes))
+    }
+
+    /// The object of this node, owned by the Node where there is one, so that it goes with it.
+    async fn object(&self) -> Result<NodeStorageResource, kube::Error> {
+        let owner = self.nodes.get_opt(&self.node).await?.and_then(|node| {
+            Some(OwnerReference {
+                api_version: Node::api_version(&()).into_owned(),
+                kind: Node::kind(&()).into_owned(),
+                name: node.metadata.name?,
+                uid: node.metadata.uid?,
+                ..OwnerReference::default()
+            })
+        });
+        Ok(NodeStorageResource {
+            metadata: ObjectMeta {
+                name: Some(self.node.clone()),
+                owner_references: owner.map(|owner| vec![owner]),
+                ..ObjectMeta::default()
+            },
+            spec: NodeStorageSpec { node_name: self.node.clone() },
+            status: None,
+        })
+    }
+
+    fn recovered(&self) -> Finding {
+        if self.recovery.for_a_person.is_empty() {
+            Finding::good(RECOVERED, "NothingLeft", "start-up recovery left nothing for a person")
+        } else {
+            Finding::bad(RECOVERED, "NeedsAPerson", self.recovery.for_a_person.join("; "))
+        }
+    }
+}
+
+/// Why the figures were not published.
+#[derive(Debug, thiserror::Error)]
+enum PublishError {
+    #[error("the API server: {0}")]
+    Api(#[from] kube::Error),
+    #[error(transparent)]
+    Storage(#[from] carina_core::Error),
+}

@@ -1,0 +1,250 @@
+//! The reconciler of a node's LogicVolumes: watches them, decides, acts, and says how they stand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use carina_core::{Engine, Error, Volume, VolumeId, VolumeService};
+use futures::{Future, StreamExt};
+use jiff::Timestamp;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::runtime::controller::{Action, Controller};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::watcher;
+use kube::{Client, Resource, ResourceExt};
+use serde_json::json;
+use tokio::sync::Notify;
+
+use super::decide::{Decision, Found, decide};
+use super::verdict::Verdict;
+use crate::condition::Finding;
+use crate::failure::{DELETED, RESIZED, reason};
+use crate::logic_volume::{FINALIZER, LogicVolume};
+
+/// How soon a volume with another operation in flight is looked at again.
+const WHEN_BUSY: Duration = Duration::from_secs(1);
+/// How soon what the API server refused in passing is tried again.
+const AFTER_ERROR: Duration = Duration::from_secs(2);
+/// How soon a deletion that failed is tried again.
+const AFTER_FAILED_DELETE: Duration = Duration::from_secs(10);
+/// How often a volume in trouble is looked at on the disks; nothing is written while nothing changes.
+const IN_TROUBLE: Duration = Duration::from_secs(30);
+
+/// The reconciler of one node.
+pub struct Volumes {
+    node: String,
+    engine: Engine,
+    client: Client,
+    api: Api<LogicVolume>,
+    recorder: Recorder,
+    changed: Arc<Notify>,
+}
+
+impl Volumes {
+    /// A reconciler for a node. `changed` is told whenever the node's figures may have changed.
+    #[must_use]
+    pub fn new(client: Client, node: impl Into<String>, engine: Engine, changed: Arc<Notify>) -> Self {
+        let node = node.into();
+        let reporter = Reporter { controller: "carina-node".to_owned(), instance: Some(node.clone()) };
+        Self {
+            engine,
+            api: Api::all(client.clone()),
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            node,
+            changed,
+        }
+    }
+
+    /// Reconciles until `stop` is ready, then lets what was begun end. While the API server is away it
+    /// waits for it.
+    pub async fn run(self, stop: impl Future<Output = ()> + Send + Sync + 'static) {
+        let stop = futures::FutureExt::shared(stop);
+        let watched = tokio::select! {
+            watched = self.watched() => watched,
+            () = stop.clone() => return,
+        };
+        let api = Api::all(self.client.clone());
+        Controller::new(api, watched)
+            .graceful_shutdown_on(stop)
+            .run(
+                |object, me: Arc<Self>| async move { me.reconcile(&object).await },
+                |object, error, _| {
+                    tracing::warn!(volume = %object.name_any(), "tried again in {AFTER_ERROR:?}: {error}");
+                    Action::requeue(AFTER_ERROR)
+                },
+                Arc::new(self),
+            )
+            .for_each(|_| async {})
+            .await;
+    }
+
+    /// What to watch: this node's LogicVolumes where the API server can select them, else all.
+    async fn watched(&self) -> watcher::Config {
+        let selector = format!("spec.nodeName={}", self.node);
+        loop {
+            match self.api.list_metadata(&ListParams::default().fields(&selector).limit(1)).await {
+                Ok(_) => return watcher::Config::default().fields(&selector),
+                Err(kube::Error::Api(status)) if status.code == 400 => {
+                    tracing::info!(
+                        "this API server cannot select LogicVolumes by node (it can from Kubernetes 1.31 on): the \
+                         LogicVolumes of all nodes are watched"
+                    );
+                    return watcher::Config::default();
+                }
+                Err(error) => {
+                    tracing::warn!("LogicVolumes cannot be listed, trying again in {AFTER_ERROR:?}: {error}");
+                    tokio::time::sleep(AFTER_ERROR).await;
+                }
+            }
+        }
+    }
+
+    async fn reconcile(&self, object: &LogicVolume) -> Result<Action, ReconcileError> {
+        if object.spec.node_name != self.node {
+            return Ok(Action::await_change());
+        }
+        let found = self.find(object).await?;
+        let wait = match decide(object, &self.node, &found) {
+            Decision::Leave => Action::await_change(),
+            Decision::Hold => {
+                let finalizers = object.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
+                self.set_finalizers(object, finalizers).await?;
+                Action::await_change()
+            }
+            Decision::Create(request) => {
+                let made = self.engine.create(*request).await;
+                self.changed.notify_one();
+                match made {
+                    Ok(volume) => self.report(object, Verdict::made(volume, Vec::new()), "Created").await?,
+                    Err(Error::Busy(_)) => Action::requeue(WHEN_BUSY),
+                    Err(error) => self.report(object, Verdict::failed(error), "Created").await?,
+                }
+            }
+            Decision::Expand(id, size) => {
+                let grown = self.engine.expand(&id, size).await;
+                self.changed.notify_one();
+                match (grown, found.volume) {
+                    (Ok(volume), _) => self.report(object, Verdict::made(volume, Vec::new()), "Expanded").await?,
+                    (Err(Error::Busy(_)), _) | (Err(_), None) => Action::requeue(WHEN_BUSY),
+                    (Err(error), Some(volume)) => {
+                        self.report(object, Verdict::unchanged(volume, RESIZED, error), "Expanded").await?
+                    }
+                }
+            }
+            Decision::Delete(id) => {
+                let gone = self.engine.delete(&id).await;
+                self.changed.notify_one();
+                match gone {
+                    Ok(()) => {
+                        self.tell(object, EventType::Normal, "Deleted", format!("volume {id} was removed"));
+                        self.release(object).await?
+                    }
+                    Err(Error::Busy(_)) => Action::requeue(WHEN_BUSY),
+                    Err(error) => {
+                        let finding = Finding::bad(DELETED, reason(&error), error.to_string());
+                        self.report(object, Verdict::kept(found.volume, finding), "Deleted").await?;
+                        Action::requeue(AFTER_FAILED_DELETE)
+                    }
+                }
+            }
+            Decision::Release => self.release(object).await?,
+            Decision::Report(verdict) => self.report(object, *verdict, "Checked").await?,
+        };
+        Ok(wait)
+    }
+
+    /// What the disks have for an object. The id that it had is looked for first, then the ids that its
+    /// name could have got.
+    async fn find(&self, object: &LogicVolume) -> Result<Found, Error> {
+        let groups = self.engine.groups().await?;
+        let Ok(name) = object.volume_name() else { return Ok(Found { volume: None, groups }) };
+        let ids = object.volume_id().into_iter().chain([VolumeId::plain(&name), VolumeId::hashed(&name)]);
+        let mut found: Option<Volume> = None;
+        for id in ids {
+            match self.engine.get(&id).await {
+                Ok(volume) if volume.name == name => {
+                    found = Some(volume);
+                    break;
+                }
+                Ok(_) | Err(Error::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Found { volume: found, groups })
+    }
+
+    /// Writes the status if it says something new, and tells of what changed for a person.
+    async fn report(&self, object: &LogicVolume, verdict: Verdict, action: &str) -> Result<Action, ReconcileError> {
+        let status = verdict.status(object, &self.node, Timestamp::now());
+        let wait = verdict.trouble().map_or_else(Action::await_change, |_| Action::requeue(IN_TROUBLE));
+        if object.status.as_ref() == Some(&status) {
+            return Ok(wait);
+        }
+        // With the version, so that a status is never given to another object of the same name.
+        let patch = json!({ "metadata": { "resourceVersion": object.metadata.resource_version }, "status": status });
+        match self.api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => {}
+            // The newer object is on its way by the watch.
+            Err(kube::Error::Api(refused)) if matches!(refused.code, 404 | 409) => return Ok(Action::await_change()),
+            Err(error) => return Err(error.into()),
+        }
+        match verdict.trouble() {
+            Some(finding) => self.tell(object, EventType::Warning, finding.reason, finding.message.clone()),
+            None if action != "Checked" => {
+                let size = status.current_size.map(|size| size.to_string()).unwrap_or_default();
+                self.tell(
+                    object,
+                    EventType::Normal,
+                    action,
+                    format!("the volume has {size} in {}", object.spec.device_group),
+                );
+            }
+            None => {}
+        }
+        Ok(wait)
+    }
+
+    /// Lets the object go.
+    async fn release(&self, object: &LogicVolume) -> Result<Action, ReconcileError> {
+        let others = object.finalizers().iter().map(String::as_str).filter(|f| *f != FINALIZER).collect();
+        self.set_finalizers(object, others).await?;
+        Ok(Action::await_change())
+    }
+
+    async fn set_finalizers(&self, object: &LogicVolume, finalizers: Vec<&str>) -> Result<(), ReconcileError> {
+        let patch = json!({
+            "metadata": { "resourceVersion": object.metadata.resource_version, "finalizers": finalizers },
+        });
+        match self.api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(refused)) if matches!(refused.code, 404 | 409) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes an event about an object, without waiting for it.
+    fn tell(&self, object: &LogicVolume, type_: EventType, reason: &str, note: String) {
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(note.chars().take(1000).collect()),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        let (recorder, about) = (self.recorder.clone(), object.object_ref(&()));
+        tokio::spawn(async move {
+            if let Err(error) = recorder.publish(&event, &about).await {
+                tracing::debug!("an event was not written: {error}");
+            }
+        });
+    }
+}
+
+/// Why one round of reconciling ended early.
+#[derive(Debug, thiserror::Error)]
+enum ReconcileError {
+    #[error("the API server: {0}")]
+    Api(#[from] kube::Error),
+    #[error(transparent)]
+    Storage(#[from] Error),
+}

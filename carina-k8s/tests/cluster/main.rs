@@ -1,0 +1,7 @@
+//! The agent and the controller against an API server in the test process, on simulated disks, in
+//! simulated time.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod api_server;
+mod node_agent;
+mod sim_node;

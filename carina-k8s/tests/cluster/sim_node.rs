@@ -1,0 +1,115 @@
+//! A simulated node with its agent, which can be stopped, crashed and started again over the same disks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use carina_core::sim::{SimBackend, SimDisk, SimNode};
+use carina_core::{
+    Bytes, Engine, GroupName, Medium, MostRoom, PlanStep, PlannedDisk, Retry, VolumeBackend, VolumeType,
+};
+use carina_k8s::node::{Publisher, Volumes};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::api_server::ApiServer;
+
+/// A node: its disks, and its agent while one runs.
+pub struct Node {
+    pub name: String,
+    pub disks: Arc<SimNode>,
+    server: ApiServer,
+    agent: Option<Agent>,
+}
+
+struct Agent {
+    engine: Engine,
+    stop: oneshot::Sender<()>,
+    volumes: JoinHandle<()>,
+    publisher: JoinHandle<()>,
+}
+
+impl Node {
+    /// A node with a group of SSDs of 160 GiB and one of HDDs of 400 GiB, its agent not started.
+    pub async fn new(server: &ApiServer, name: &str) -> Self {
+        let disks = Arc::new(SimNode::new([
+            SimDisk::bare("sdb", Bytes::gib(80), Medium::Ssd),
+            SimDisk::bare("sdc", Bytes::gib(80), Medium::Ssd),
+            SimDisk::bare("sdd", Bytes::gib(400), Medium::Hdd),
+        ]));
+        let backend = SimBackend::new(Arc::clone(&disks));
+        let all = backend.disks().await.unwrap();
+        for (group, medium) in [(GroupName::ssd(), Medium::Ssd), (GroupName::hdd(), Medium::Hdd)] {
+            let disks = all.iter().filter(|d| d.medium == medium).map(PlannedDisk::from).collect();
+            let step = PlanStep::CreateGroup { group, volume_type: VolumeType::Lvm, medium, disks };
+            backend.apply(&step).await.unwrap();
+        }
+        Self { name: name.to_owned(), disks, server: server.clone(), agent: None }
+    }
+
+    /// The same with its agent started.
+    pub async fn started(server: &ApiServer, name: &str) -> Self {
+        let mut node = Self::new(server, name).await;
+        node.start().await;
+        node
+    }
+
+    pub async fn start(&mut self) {
+        let backend: Arc<dyn VolumeBackend> = Arc::new(SimBackend::new(Arc::clone(&self.disks)));
+        let (engine, recovery) = Engine::start(vec![backend], Arc::new(MostRoom), Retry::default()).await.unwrap();
+        let (client, changed) = (self.server.client(), Arc::new(Notify::new()));
+        let publisher = Publisher::new(client.clone(), &self.name, engine.clone(), recovery, Arc::clone(&changed));
+        let volumes = Volumes::new(client, &self.name, engine.clone(), changed);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let stopped = async { stopped.await.unwrap_or_default() };
+        self.agent = Some(Agent {
+            engine,
+            stop,
+            volumes: tokio::spawn(volumes.run(stopped)),
+            publisher: tokio::spawn(publisher.run()),
+        });
+    }
+
+    /// Ends the agent as a rollout does: what was begun is finished.
+    pub async fn stop(&mut self) {
+        let Some(agent) = self.agent.take() else { return };
+        agent.publisher.abort();
+        let _ = agent.stop.send(());
+        agent.volumes.await.unwrap();
+        agent.engine.idle().await;
+    }
+
+    /// Ends the agent at whatever it was doing.
+    pub async fn crash(&mut self) {
+        let Some(agent) = self.agent.take() else { return };
+        agent.publisher.abort();
+        agent.volumes.abort();
+        let _ = agent.volumes.await;
+    }
+
+    /// What is on the disks, by id, with sizes.
+    pub async fn volumes(&self) -> Vec<(String, Bytes)> {
+        let listed = SimBackend::new(Arc::clone(&self.disks)).list().await.unwrap();
+        listed.into_iter().map(|volume| (volume.id.to_string(), volume.size)).collect()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.publisher.abort();
+            agent.volumes.abort();
+        }
+    }
+}
+
+/// Waits until `holds` does, for at most five minutes of simulated time.
+pub async fn until<T>(what: &str, mut holds: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(300);
+    loop {
+        if let Some(value) = holds().await {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not within five minutes: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
