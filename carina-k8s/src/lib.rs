@@ -4,11 +4,17 @@
 
 pub mod condition;
 pub mod crds;
+mod exposition;
 pub mod failure;
+mod listing;
 pub mod logic_volume;
 pub mod node;
 pub mod node_storage;
+pub mod options;
+pub mod program;
 mod quantity;
+mod settings;
+mod web;
 
 pub use logic_volume::{LogicVolume, LogicVolumeSpec, LogicVolumeStatus};
 pub use node_storage::{NodeStorageResource, NodeStorageSpec, NodeStorageStatus};

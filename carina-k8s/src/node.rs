@@ -1,7 +1,12 @@
 //! The agent of a node: makes what LogicVolumes ask for, and publishes what the node has.
 
+pub mod agent;
 mod decide;
+mod grouping;
+mod labels;
+mod pages;
 mod report;
+mod storage;
 mod verdict;
 mod volumes;
 

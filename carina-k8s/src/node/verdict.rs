@@ -103,7 +103,7 @@ impl Verdict {
 }
 
 /// The numbers of the volume's device, while it has one.
-fn device_numbers(volume: &Volume) -> Option<(u32, u32)> {
+pub(super) fn device_numbers(volume: &Volume) -> Option<(u32, u32)> {
     let device = std::fs::metadata(volume.device.as_ref()?).ok()?.rdev();
     // The kernel's encoding of 12 and 20 bits in the 64 of dev_t, as glibc spreads them.
     let major = ((device >> 8) & 0xfff) | ((device >> 32) & !0xfff);

@@ -2,6 +2,7 @@
 //! simulated time.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod agent_program;
 mod api_server;
 mod node_agent;
 mod sim_node;

@@ -166,7 +166,7 @@ fn any_object() -> impl Strategy<Value = LogicVolume> {
             object.spec.size = size.into();
             object.spec.device_group = group.to_owned();
             object.spec.node_name = node.to_owned();
-            object.metadata.deletion_timestamp = deleted.then(|| Time(Timestamp::UNIX_EPOCH));
+            object.metadata.deletion_timestamp = deleted.then_some(Time(Timestamp::UNIX_EPOCH));
             if let Some(mark) = mark {
                 object.annotations_mut().insert(DELETE_STORAGE.to_owned(), mark.to_owned());
             }

@@ -1,0 +1,77 @@
+//! The agent: all that runs on a node, from start to graceful end.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+
+use carina_core::{Engine, Retry};
+use carina_csi::Driver;
+use carina_sched::OneMachine;
+use kube::Client;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use super::{Publisher, Volumes, grouping, labels, pages, storage};
+use crate::options::NodeOptions;
+use crate::{settings, web};
+
+/// Runs the agent of a node until `stop`: recovers, then serves. Mounts need no API server, so the CSI
+/// service doesn't wait for one.
+///
+/// # Errors
+/// If the storage cannot be recovered, or an address cannot be listened on.
+pub async fn run(
+    options: NodeOptions,
+    client: Client,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let (stopping, stopped) = watch::channel(false);
+    let until_stopped = |mut stopped: watch::Receiver<bool>| async move {
+        // A sender that is gone means the end too.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    };
+    let config = settings::read(&options.config);
+    let backend = storage::backend(&options, &config)?;
+    let placement = Arc::new(OneMachine::new(config.strategy));
+    // Ports are taken first, and say "not ready" until recovery is done.
+    let ready = web::Ready::default();
+    let http = web::listen(options.http_addr).await?;
+    let metrics = web::listen(options.metrics_addr).await?;
+    let (engine, recovery) = Engine::start(vec![backend], Arc::clone(&placement) as _, Retry::default()).await?;
+    let changed = Arc::new(Notify::new());
+    let node = options.node_name.as_str().to_owned();
+
+    let mounter = storage::mounter(&options, &engine)?;
+    let driver = Driver::new().node(options.node_name.clone(), Arc::new(engine.clone()), mounter);
+    let csi = tokio::spawn(driver.serve(options.csi_address.listen()?, until_stopped(stopped.clone())));
+
+    let mut tasks = JoinSet::new();
+    let (pages, figures) = pages::router(engine.clone(), node.clone(), ready.clone());
+    tasks.spawn(web::serve(http, pages));
+    tasks.spawn(web::serve(metrics, figures));
+    let settings = watch::Sender::new(config);
+    let (mut strategies, grouped_by) = (settings.subscribe(), settings.subscribe());
+    tasks.spawn(async move {
+        while strategies.changed().await.is_ok() {
+            placement.set_strategy(strategies.borrow_and_update().strategy);
+        }
+    });
+    tasks.spawn(settings::follow(options.config.clone(), settings));
+    let keys = watch::Sender::new(BTreeSet::new());
+    tasks.spawn(grouping::keep_grouped(engine.clone(), grouped_by, keys.subscribe(), Arc::clone(&changed)));
+    tasks.spawn(labels::follow(client.clone(), node.clone(), keys));
+    tasks.spawn(Publisher::new(client.clone(), &node, engine.clone(), recovery, Arc::clone(&changed)).run());
+    let volumes = tokio::spawn(Volumes::new(client, &node, engine.clone(), changed).run(until_stopped(stopped)));
+    ready.set(true);
+    tracing::info!(node, "ready");
+
+    stop.await;
+    tracing::info!("stopping: what was begun is finished first");
+    ready.set(false);
+    stopping.send_replace(true);
+    let _ = volumes.await;
+    let served = csi.await;
+    engine.idle().await;
+    tasks.shutdown().await;
+    Ok(served??)
+}

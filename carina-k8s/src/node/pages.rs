@@ -1,0 +1,75 @@
+//! What the agent shows over HTTP.
+
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use carina_core::{Engine, Error, VolumeService};
+
+use super::verdict::device_numbers;
+use crate::exposition::{self, Figures};
+use crate::listing::{GroupEntry, VolumeEntry};
+use crate::web::{Ready, health};
+
+/// The pages and, for another port, the metrics.
+pub fn router(engine: Engine, node: String, ready: Ready) -> (Router, Router) {
+    let (groups, volumes) = (engine.clone(), engine.clone());
+    let pages = health(ready)
+        .route(
+            "/devicegroup",
+            get(move || {
+                let engine = groups.clone();
+                async move { answer(engine.groups().await.map(|all| all.iter().map(GroupEntry::from).collect())) }
+            }),
+        )
+        .route(
+            "/volume",
+            get(move || {
+                let engine = volumes.clone();
+                let entry = |volume: &_| VolumeEntry::of(volume, device_numbers(volume));
+                async move { answer(engine.list().await.map(|all| all.iter().map(entry).collect())) }
+            }),
+        );
+    let metrics = Router::new().route(
+        "/metrics",
+        get(move || {
+            let (engine, node) = (engine.clone(), node.clone());
+            async move {
+                match figures(&engine, &node).await {
+                    Ok(figures) => ([(CONTENT_TYPE, exposition::CONTENT_TYPE)], figures.text()).into_response(),
+                    Err(error) => failed(&error),
+                }
+            }
+        }),
+    );
+    (pages, metrics)
+}
+
+async fn figures(engine: &Engine, node: &str) -> Result<Figures, Error> {
+    let mut figures = Figures::default();
+    for group in engine.groups().await? {
+        let labels = || vec![("device_group", group.name.to_string()), ("node", node.to_owned())];
+        figures.free.add(labels(), group.free.get());
+        figures.total.add(labels(), group.size.get());
+    }
+    for volume in engine.list().await? {
+        let labels = || vec![("volume", volume.id.to_string()), ("node", node.to_owned())];
+        figures.volume_total.add(labels(), volume.size.get());
+        if let Some(used) = volume.used {
+            figures.volume_used.add(labels(), used.get());
+        }
+    }
+    Ok(figures)
+}
+
+fn answer<T: serde::Serialize>(entries: Result<Vec<T>, Error>) -> Response {
+    match entries {
+        Ok(entries) => Json(entries).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &Error) -> Response {
+    (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
+}

@@ -1,0 +1,133 @@
+//! The flags and variables of the binaries.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use carina_core::{Error, VolumeType};
+use carina_csi::{Endpoint, NodeName};
+use clap::{Parser, ValueEnum};
+
+/// The agent of a node: makes and mounts the volumes on its disks, and publishes what it has.
+///
+/// KUBECONFIG names the cluster; without it, the agent is in one.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "carina-node", version)]
+pub struct NodeOptions {
+    /// The name of this node, as Kubernetes knows it.
+    #[arg(long, env = "NODE_NAME", value_parser = node_name)]
+    pub node_name: NodeName,
+    /// The unix socket of the CSI Node service, which kubelet and the registrar call.
+    #[arg(long, env = "CSI_ADDRESS", default_value = "/csi/csi.sock")]
+    pub csi_address: Endpoint,
+    /// Where Prometheus gets /metrics.
+    #[arg(long, default_value = ":8080")]
+    pub metrics_addr: Address,
+    /// Where /healthz, /readyz, /devicegroup and /volume are served.
+    #[arg(long, default_value = ":8089")]
+    pub http_addr: Address,
+    /// The config file: which disks may be claimed. It is read again when it changes.
+    #[arg(long, default_value = "/etc/carina/config.json")]
+    pub config: PathBuf,
+    /// What the volumes are made on: the LVM2 of this machine, or simulated disks, for trials.
+    #[arg(long, value_enum, default_value_t = BackendKind::Lvm)]
+    pub backend: BackendKind,
+    /// Where simulated disks are kept.
+    #[arg(long, default_value = "/var/lib/carina/sim")]
+    pub sim_dir: PathBuf,
+    /// The id of this cluster, written beside each volume; volumes of another cluster are left alone.
+    #[arg(long, env = "CLUSTER_ID")]
+    pub cluster_id: Option<String>,
+}
+
+/// The controller: places volumes and waits for the agents to make them.
+///
+/// KUBECONFIG names the cluster; without it, the controller is in one.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "carina-controller", version)]
+pub struct ControllerOptions {
+    /// The unix socket of the CSI Controller service, which the sidecars call.
+    #[arg(long, env = "CSI_ADDRESS", default_value = "/csi/csi-provisioner.sock")]
+    pub csi_address: Endpoint,
+    /// Where Prometheus gets /metrics.
+    #[arg(long, default_value = ":8080")]
+    pub metrics_addr: Address,
+    /// Where /healthz, /readyz, /devicegroup and /volume are served.
+    #[arg(long, default_value = ":8089")]
+    pub http_addr: Address,
+    /// The config file: how nodes are chosen. It is read once, at start.
+    #[arg(long, default_value = "/etc/carina/config.json")]
+    pub config: PathBuf,
+    /// The namespace of the lease of the leader and of the ConfigMap carina-node-storage.
+    #[arg(long, env = "NAMESPACE", default_value = "kube-system")]
+    pub namespace: String,
+    /// What this replica is called in the lease.
+    #[arg(long, env = "POD_NAME", default_value = "carina-controller")]
+    pub pod_name: String,
+    /// How long a call waits for a node's agent, in seconds; a little less than the sidecars' --timeout.
+    #[arg(long, default_value_t = 140)]
+    pub agent_timeout: u64,
+}
+
+/// What volumes are made on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendKind {
+    /// The LVM2 of this machine.
+    Lvm,
+    /// Simulated disks, kept in files.
+    Sim,
+}
+
+impl BackendKind {
+    /// The kind of volumes that it makes.
+    #[must_use]
+    pub const fn volume_type(self) -> VolumeType {
+        match self {
+            Self::Lvm | Self::Sim => VolumeType::Lvm,
+        }
+    }
+}
+
+/// An address to listen on: `host:port`, or `:port` for every address of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address(pub SocketAddr);
+
+impl FromStr for Address {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let whole = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
+        whole.parse().map(Self).map_err(|e| {
+            Error::InvalidArgument(format!(
+                "\"{text}\" is no address to listen on ({e}); write :8080 or 127.0.0.1:8080"
+            ))
+        })
+    }
+}
+
+fn node_name(text: &str) -> Result<NodeName, Error> {
+    NodeName::new(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_are_well_formed_and_each_is_explained() {
+        for command in [NodeOptions::command(), ControllerOptions::command()] {
+            command.clone().debug_assert();
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "--{}", argument.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn addresses_are_read_as_go_programs_write_them() {
+        assert_eq!(":8080".parse::<Address>().unwrap().0.to_string(), "0.0.0.0:8080");
+        assert_eq!("127.0.0.1:1".parse::<Address>().unwrap().0.to_string(), "127.0.0.1:1");
+        assert!("8080".parse::<Address>().is_err());
+    }
+}
