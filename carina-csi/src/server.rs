@@ -96,11 +96,6 @@ impl Driver {
             })
         };
         let incoming = tokio::net::UnixListener::from_std(listener).map_err(|error| failed(error.to_string()))?;
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        };
         let identity =
             IdentityService { ready: self.ready.ready.subscribe(), has_controller: self.controller.is_some() };
         let names: Vec<&'static str> = ["", "csi.v1.Identity"]
@@ -108,6 +103,14 @@ impl Driver {
             .chain(self.controller.is_some().then_some("csi.v1.Controller"))
             .chain(self.node.is_some().then_some("csi.v1.Node"))
             .collect();
+        // The contract has services that this driver doesn't; only its own are shown.
+        let reflection = || {
+            let builder = tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .with_service_name("grpc.health.v1.Health");
+            names.iter().filter(|name| !name.is_empty()).fold(builder, |builder, name| builder.with_service_name(*name))
+        };
         let mut health = HealthReporter::new();
         let health_service = HealthService::from_health_reporter(health.clone());
         let router = Server::builder()

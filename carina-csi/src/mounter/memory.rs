@@ -64,8 +64,13 @@ impl MemoryMounter {
         self.held.send_replace(hold);
     }
 
-    /// The steps that changed something, oldest first, since the last call.
+    /// How many steps wait.
     #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.held.receiver_count()
+    }
+
+    /// The steps that changed something, oldest first, since the last call.
     pub fn take_log(&self) -> Vec<String> {
         std::mem::take(&mut self.machine().log)
     }

@@ -1,0 +1,358 @@
+//! The conformance suite on simulated disks: with the mounter in memory, and with loop devices, real
+//! filesystems and real mounts. And what only a machine that can be held and made to fail can show.
+
+// Clippy lets tests unwrap, but not the functions that tests share.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod suite;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use carina_core::exec::ProcessRunner;
+use carina_core::sim::{Fault, SimBackend, SimDisk, SimNode, SimOperation};
+use carina_core::{
+    Bytes, Engine, Error, FormatRecord, FsType, GroupName, Medium, MostRoom, PlanStep, PlannedDisk, Retry,
+    VolumeBackend, VolumeService, VolumeType,
+};
+use carina_csi::{LinuxMounter, MemoryMounter, Mounter};
+use suite::every_rule;
+use suite::fixture::{Fixture, Machine, block, create_request, ext4, publish_request, refused, stage_request};
+use tonic::Code;
+
+use carina_csi::proto::volume_capability::access_mode::Mode;
+
+fn disks() -> [SimDisk; 2] {
+    [SimDisk::bare("sda", Bytes::gib(20), Medium::Ssd), SimDisk::bare("sdb", Bytes::gib(24), Medium::Hdd)]
+}
+
+/// An engine over a simulated node whose two groups are made.
+async fn engine(backend: SimBackend) -> Arc<dyn VolumeService> {
+    let backends: Vec<Arc<dyn VolumeBackend>> = vec![Arc::new(backend)];
+    let (engine, _) = Engine::start(backends, Arc::new(MostRoom), Retry::default()).await.unwrap();
+    for disk in engine.disks().await.unwrap() {
+        let (group, medium) = match disk.medium {
+            Medium::Ssd => (GroupName::ssd(), Medium::Ssd),
+            Medium::Hdd => (GroupName::hdd(), Medium::Hdd),
+        };
+        let disks = vec![PlannedDisk { name: disk.name, path: disk.path, ids: disk.ids, size: disk.size }];
+        engine.apply(PlanStep::CreateGroup { group, volume_type: VolumeType::Lvm, medium, disks }).await.unwrap();
+    }
+    Arc::new(engine)
+}
+
+/// A machine all in memory but for its mount points.
+async fn in_memory() -> Fixture {
+    on(Arc::new(SimNode::new(disks()))).await
+}
+
+async fn on(node: Arc<SimNode>) -> Fixture {
+    let service = engine(SimBackend::new(node)).await;
+    let memory = Arc::new(MemoryMounter::new(Arc::clone(&service)));
+    let folder = tempfile::tempdir().unwrap();
+    let machine = Machine {
+        service,
+        mounter: Arc::clone(&memory) as Arc<dyn Mounter>,
+        memory: Some(memory),
+        folder: folder.path().canonicalize().unwrap(),
+        guard: Box::new(folder),
+    };
+    Fixture::serve(machine).await
+}
+
+/// A machine whose volumes are loop devices, with real filesystems. Needs root, as CI has it.
+async fn on_loop_devices() -> Fixture {
+    assert!(nix::unistd::geteuid().is_root(), "these tests make loop devices and mounts: run them as root");
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    let node = Arc::new(SimNode::open(&root.join("node"), disks()).unwrap());
+    let runner = Arc::new(ProcessRunner::new());
+    let service = engine(SimBackend::with_loop_devices(node, Arc::clone(&runner) as _)).await;
+    let machine = Machine {
+        service,
+        mounter: Arc::new(LinuxMounter::new(runner)),
+        memory: None,
+        folder: root.clone(),
+        guard: Box::new(Undo { root, _folder: folder }),
+    };
+    Fixture::serve(machine).await
+}
+
+/// Takes down the mounts and loop devices that a failed test left in its folder.
+struct Undo {
+    root: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for target in table.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
+            if Path::new(target).starts_with(&self.root) {
+                let _ = nix::mount::umount2(Path::new(target), nix::mount::MntFlags::MNT_DETACH);
+            }
+        }
+        for entry in std::fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+            let backing = std::fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+            if Path::new(backing.trim()).starts_with(&self.root) {
+                let device = Path::new("/dev").join(entry.file_name());
+                let _ = std::process::Command::new("losetup").arg("--detach").arg(device).status();
+            }
+        }
+    }
+}
+
+macro_rules! in_memory_tests {
+    ($($module:ident :: $rule:ident,)*) => {
+        mod in_memory {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $rule() {
+                    let mut fixture = super::in_memory().await;
+                    super::suite::$module::$rule(&fixture).await;
+                    fixture.ask_to_stop();
+                    fixture.ended().await;
+                }
+            )*
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn a_restart_forgets_nothing_that_matters() {
+                super::suite::node::a_restart_forgets_nothing_that_matters(super::in_memory().await).await;
+            }
+        }
+    };
+}
+every_rule!(in_memory_tests);
+
+macro_rules! loop_device_tests {
+    ($($module:ident :: $rule:ident,)*) => {
+        mod on_loop_devices {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $rule() {
+                    let mut fixture = super::on_loop_devices().await;
+                    super::suite::$module::$rule(&fixture).await;
+                    fixture.ask_to_stop();
+                    fixture.ended().await;
+                }
+            )*
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn a_restart_forgets_nothing_that_matters() {
+                super::suite::node::a_restart_forgets_nothing_that_matters(super::on_loop_devices().await).await;
+            }
+        }
+    };
+}
+every_rule!(loop_device_tests);
+
+const SIZE: Bytes = Bytes::mib(16);
+
+/// Lets everything else go on until `condition` holds.
+async fn until(mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "this took too long");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_second_call_for_a_volume_in_flight_is_aborted() {
+    let f = in_memory().await;
+    let memory = f.machine.memory.clone().unwrap();
+    let volume = f.create("csi-flight", SIZE, &ext4()).await;
+    let other = f.create("csi-other", SIZE, &ext4()).await;
+    let (staging, target) = (f.path("staging"), f.path("target"));
+    memory.hold(true);
+    let first = tokio::spawn({
+        let (mut node, request) = (f.node.clone(), stage_request(&volume, &staging, &ext4()));
+        async move { node.node_stage_volume(request).await }
+    });
+    until(async || memory.waiting() > 0).await;
+    refused(f.stage(&volume, &staging, &ext4()).await, Code::Aborted, &["still running"]);
+    // Whatever it is that is asked of that volume.
+    refused(f.publish(&volume, &staging, &target, &ext4(), false).await, Code::Aborted, &["still running"]);
+    refused(f.unpublish(&volume, &target).await, Code::Aborted, &[]);
+    refused(f.unstage(&volume, &staging).await, Code::Aborted, &[]);
+    refused(f.expand_on_node(&volume, &target, SIZE).await, Code::Aborted, &[]);
+    // Another volume doesn't wait, nor does a question.
+    refused(f.stats(&other, &target).await, Code::NotFound, &[]);
+    memory.hold(false);
+    first.await.unwrap().unwrap();
+    f.stage(&volume, &staging, &ext4()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_create_in_flight_is_aborted_when_repeated_and_ends_without_its_caller() {
+    let node = Arc::new(SimNode::new(disks()));
+    let f = on(Arc::clone(&node)).await;
+    node.set_latency(Duration::from_millis(300));
+    let mut request = tonic::Request::new(create_request("csi-slow", SIZE, &ext4()));
+    request.set_timeout(Duration::from_millis(20));
+    let first = f.controller.clone().create_volume(request).await.unwrap_err();
+    assert!(matches!(first.code(), Code::Cancelled | Code::DeadlineExceeded), "{first:?}");
+    let again = f.controller.clone().create_volume(create_request("csi-slow", SIZE, &ext4())).await;
+    refused(again, Code::Aborted, &[]);
+    until(async || f.controller.clone().create_volume(create_request("csi-slow", SIZE, &ext4())).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn the_error_of_a_create_whose_caller_left_reaches_the_next_call() {
+    let node = Arc::new(SimNode::new(disks()));
+    let f = on(Arc::clone(&node)).await;
+    node.set_latency(Duration::from_millis(300));
+    node.inject(SimOperation::Create, Fault::FailAfter { transient: false });
+    let mut request = tonic::Request::new(create_request("csi-kept", SIZE, &ext4()));
+    request.set_timeout(Duration::from_millis(20));
+    let left = f.controller.clone().create_volume(request).await.unwrap_err();
+    assert!(matches!(left.code(), Code::Cancelled | Code::DeadlineExceeded), "{left:?}");
+    let mut told = None;
+    until(async || match f.controller.clone().create_volume(create_request("csi-kept", SIZE, &ext4())).await {
+        Err(status) if status.code() == Code::Aborted => false,
+        Err(status) => {
+            told = Some(status);
+            true
+        }
+        Ok(_) => panic!("the error was lost"),
+    })
+    .await;
+    assert_eq!(told.unwrap().code(), Code::Internal);
+    f.create("csi-kept", SIZE, &ext4()).await;
+}
+
+#[tokio::test]
+async fn a_stage_whose_caller_left_ends_and_a_shutdown_waits_for_it() {
+    let mut f = in_memory().await;
+    let memory = f.machine.memory.clone().unwrap();
+    let volume = f.create("csi-left", SIZE, &ext4()).await;
+    let staging = f.path("staging");
+    memory.hold(true);
+    let mut request = tonic::Request::new(stage_request(&volume, &staging, &ext4()));
+    request.set_timeout(Duration::from_secs(1));
+    f.node.clone().node_stage_volume(request).await.unwrap_err();
+    assert_eq!(memory.waiting(), 1);
+    refused(f.stage(&volume, &staging, &ext4()).await, Code::Aborted, &[]);
+    f.ask_to_stop();
+    let mut ended = Box::pin(f.ended());
+    assert!(futures::poll!(&mut ended).is_pending(), "an operation is in flight");
+    memory.hold(false);
+    ended.await;
+    let mounts = memory.mounts().await.unwrap();
+    assert!(mounts.iter().any(|entry| entry.target == Path::new(&staging)), "it was finished");
+    assert!(!f.machine.folder.join("csi.sock").exists(), "the socket is gone");
+}
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_whoever_watches_its_health() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+    let mut f = in_memory().await;
+    let request = HealthCheckRequest { service: String::new() };
+    let mut watch = HealthClient::new(f.channel.clone()).watch(request).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
+    f.ask_to_stop();
+    tokio::time::timeout(Duration::from_secs(20), f.ended()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_without_privileges_or_programs_is_told_and_nothing_is_changed() {
+    let f = in_memory().await;
+    let memory = f.machine.memory.clone().unwrap();
+    let volume = f.create("csi-unready", SIZE, &ext4()).await;
+    let staging = f.path("staging");
+    memory.fail_next("ready", Error::Precondition("the program mkfs.ext4 is not installed".to_owned()));
+    refused(f.stage(&volume, &staging, &ext4()).await, Code::FailedPrecondition, &["mkfs.ext4"]);
+    let id = volume.volume_id.parse().unwrap();
+    assert_eq!(f.machine.service.get(&id).await.unwrap().formatted, None);
+    assert_eq!(memory.take_log(), Vec::<String>::new());
+    assert!(!Path::new(&staging).exists());
+}
+
+#[tokio::test]
+async fn a_step_that_fails_leaves_what_its_repeat_finishes() {
+    let f = in_memory().await;
+    let memory = f.machine.memory.clone().unwrap();
+    let fault = || Error::Precondition("injected".to_owned());
+    let volume = f.create("csi-fault", SIZE, &ext4()).await;
+    let id = volume.volume_id.parse().unwrap();
+    let record = async || f.machine.service.get(&id).await.unwrap().formatted;
+    let (staging, target) = (f.path("staging"), f.path("target"));
+    memory.fail_next("probe", fault());
+    refused(f.stage(&volume, &staging, &ext4()).await, Code::FailedPrecondition, &["injected"]);
+    assert_eq!(record().await, None, "what can't be read is not blank");
+    memory.fail_next("format", fault());
+    refused(f.stage(&volume, &staging, &ext4()).await, Code::FailedPrecondition, &["injected"]);
+    assert_eq!(record().await, Some(FormatRecord::Formatting(FsType::Ext4)), "written before mkfs");
+    memory.fail_next("mount", fault());
+    refused(f.stage(&volume, &staging, &ext4()).await, Code::FailedPrecondition, &["injected"]);
+    assert_eq!(record().await, Some(FormatRecord::Formatted(FsType::Ext4)));
+    assert!(!Path::new(&staging).exists(), "the mount point that it made is gone again");
+    memory.take_log();
+    f.stage(&volume, &staging, &ext4()).await.unwrap();
+    let log = memory.take_log();
+    assert!(
+        log.iter().any(|step| step.starts_with("fsck")) && !log.iter().any(|step| step.starts_with("mkfs")),
+        "{log:?}"
+    );
+    memory.fail_next("bind", fault());
+    refused(f.publish(&volume, &staging, &target, &ext4(), false).await, Code::FailedPrecondition, &["injected"]);
+    assert!(!Path::new(&target).exists());
+    f.publish(&volume, &staging, &target, &ext4(), false).await.unwrap();
+    memory.fail_next("unmount", Error::InUse("injected".to_owned()));
+    refused(f.unpublish(&volume, &target).await, Code::FailedPrecondition, &["injected"]);
+    assert_eq!(f.mounted(&target).await.len(), 1);
+    f.unpublish(&volume, &target).await.unwrap();
+    f.unstage(&volume, &staging).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_that_can_not_be_written_stops_mkfs() {
+    let node = Arc::new(SimNode::new(disks()));
+    let f = on(Arc::clone(&node)).await;
+    let memory = f.machine.memory.clone().unwrap();
+    let volume = f.create("csi-record", SIZE, &ext4()).await;
+    node.inject(SimOperation::RecordFormat, Fault::FailBefore { transient: false });
+    refused(f.stage(&volume, &f.path("staging"), &ext4()).await, Code::Internal, &[]);
+    assert_eq!(memory.take_log(), Vec::<String>::new());
+    let bare = block(Mode::SingleNodeWriter);
+    node.inject(SimOperation::RecordFormat, Fault::FailBefore { transient: false });
+    let target = f.path("target");
+    refused(f.publish(&volume, &f.path("staging"), &target, &bare, false).await, Code::Internal, &[]);
+    assert!(!Path::new(&target).exists() && memory.take_log().is_empty());
+}
+
+#[tokio::test]
+async fn a_volume_that_is_gone_is_taken_down_by_the_mount_table() {
+    let f = in_memory().await;
+    let volume = f.create("csi-gone", SIZE, &ext4()).await;
+    let (staging, target) = (f.path("staging"), f.path("target"));
+    f.stage(&volume, &staging, &ext4()).await.unwrap();
+    f.publish(&volume, &staging, &target, &ext4(), false).await.unwrap();
+    // The storage in memory doesn't know of mounts, so this goes through; a real one would refuse.
+    f.delete(&volume).await;
+    f.unpublish(&volume, &target).await.unwrap();
+    f.unstage(&volume, &staging).await.unwrap();
+    assert!(f.mounted(&target).await.is_empty() && f.mounted(&staging).await.is_empty());
+    assert!(!Path::new(&target).exists());
+}
+
+#[tokio::test]
+async fn two_hundred_publications_at_once_leave_one_on_each_path() {
+    let f = in_memory().await;
+    let staging = f.path("staging");
+    let volume = f.create("csi-many", SIZE, &ext4()).await;
+    f.stage(&volume, &staging, &ext4()).await.unwrap();
+    let calls = (0..200).map(|n| {
+        let (mut node, target) = (f.node.clone(), f.path(&format!("target-{}", n % 4)));
+        let request = publish_request(&volume, &staging, &target, &ext4(), false);
+        async move { node.node_publish_volume(request).await }
+    });
+    for result in futures::future::join_all(calls).await {
+        assert!(result.is_ok() || result.is_err_and(|status| status.code() == Code::Aborted));
+    }
+    for n in 0..4 {
+        assert!(f.mounted(&f.path(&format!("target-{n}"))).await.len() <= 1, "never two on one path");
+    }
+}
