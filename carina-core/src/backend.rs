@@ -99,4 +99,11 @@ pub trait VolumeBackend: Send + Sync + 'static {
 
     /// Records what the volume is about to be handed out as; it must be on stable storage on return.
     async fn record_format(&self, id: &VolumeId, record: FormatRecord) -> Result<()>;
+
+    /// What it still does after the call that began it has returned (zeroing the blocks of a deleted
+    /// volume), with how far it is, in words. It may be cut at any moment, and goes on after
+    /// [`VolumeBackend::recover`].
+    async fn background(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
 }

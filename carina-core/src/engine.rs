@@ -83,6 +83,18 @@ impl Engine {
         self.inner.operations.idle().await;
     }
 
+    /// What is still done in the background, with how far it is, in words.
+    ///
+    /// # Errors
+    /// What a backend failed with.
+    pub async fn background(&self) -> Result<Vec<String>> {
+        let mut work = Vec::new();
+        for backend in &self.inner.backends {
+            work.extend(backend.background().await?);
+        }
+        Ok(work)
+    }
+
     /// The disks of this node as its backends see them, ordered by name.
     ///
     /// # Errors

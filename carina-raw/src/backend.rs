@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -28,10 +29,17 @@ const LOOK_DEADLINE: Duration = Duration::from_secs(15);
 const SMALLEST_DISK: Bytes = Bytes::mib(4);
 
 /// Volumes that are partitions of disks of ours.
+///
+/// Until [`VolumeBackend::recover`] has run it only looks: it lists what there is, and mends, zeroes and
+/// writes nothing. So it can be used beside the process whose disks they are.
 pub struct RawBackend {
     source: Arc<dyn DiskSource>,
     members: RwLock<BTreeMap<Guid, Arc<Member>>>,
     scanning: Turn<()>,
+    /// Whether there has been a scan.
+    scanned: AtomicBool,
+    /// Whether the disks are ours to change.
+    owner: AtomicBool,
 }
 
 /// What a look at a disk that isn't a member found.
@@ -44,11 +52,32 @@ enum Look {
 }
 
 impl RawBackend {
-    /// A backend over the disks of this source that carry a record of ours; [`VolumeBackend::recover`]
-    /// finds them.
+    /// A backend over the disks of this source that carry a record of ours.
     #[must_use]
     pub fn new(source: Arc<dyn DiskSource>) -> Self {
-        Self { source, members: RwLock::default(), scanning: Turn::default() }
+        Self {
+            source,
+            members: RwLock::default(),
+            scanning: Turn::default(),
+            scanned: AtomicBool::new(false),
+            owner: AtomicBool::new(false),
+        }
+    }
+
+    /// The disks of ours, looked for if that has never been done.
+    async fn known(&self) -> Result<Vec<Arc<Member>>> {
+        if !self.scanned.load(Ordering::Relaxed) {
+            self.scan(&mut Recovery::default()).await?;
+        }
+        Ok(self.members())
+    }
+
+    /// That the disks are ours to change.
+    fn owned(&self, what: &str) -> Result<()> {
+        if self.owner.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(Error::Precondition(format!("{what}: this process looks at the disks only; it hasn't recovered them")))
     }
 
     fn members(&self) -> Vec<Arc<Member>> {
@@ -120,6 +149,9 @@ impl RawBackend {
             }
             problems.remove(&guid);
             self.insert(&member);
+            if !self.owner.load(Ordering::Relaxed) {
+                continue;
+            }
             match member.with_disk("recover", OwnedDisk::mend).await {
                 Ok((mended, for_a_person)) => {
                     recovery.mended.extend(mended);
@@ -133,25 +165,27 @@ impl RawBackend {
         }
         for member in self.members() {
             member.set_problem(problems.remove(&member.guid));
-            if member.view().evidence().is_none() {
+            if self.owner.load(Ordering::Relaxed) && member.view().evidence().is_none() {
                 wipe::start(&member);
             }
             for disk in disks.iter_mut().filter(|disk| disk.name == member.name) {
                 disk.group = Some(member.group());
             }
         }
+        self.scanned.store(true, Ordering::Relaxed);
         Ok(disks)
     }
 
     async fn look(&self, disk: &Disk) -> Result<Look> {
         let (source, disk) = (Arc::clone(&self.source), disk.clone());
+        let how = if self.owner.load(Ordering::Relaxed) { Open::Write } else { Open::Read };
         let what = format!("look at disk {}", disk.name);
         let looking = tokio::task::spawn_blocking(move || -> std::io::Result<Look> {
             let device = source.open(&disk, Open::Read)?;
             Ok(match inspect(&*device)? {
                 Inspected::Unreadable(why) => Look::Unreadable(why),
                 Inspected::Ours(contents) => {
-                    let owned = OwnedDisk::new(source.open(&disk, Open::Write)?, &disk.name);
+                    let owned = OwnedDisk::new(source.open(&disk, how)?, &disk.name);
                     Look::Ours(Member::new(&disk.name, disk.size, owned, *contents))
                 }
                 Inspected::NotOurs => {
@@ -241,7 +275,9 @@ impl RawBackend {
         })
     }
 
+    /// The disk of a live volume, for a change.
     fn located(&self, id: &VolumeId) -> Result<Arc<Member>> {
+        self.owned(&format!("change {id}"))?;
         let (member, _) = self
             .locate(|record| record.id == *id)
             .ok_or_else(|| Error::NotFound(format!("there is no volume {id} on the raw disks of this node")))?;
@@ -335,13 +371,14 @@ impl VolumeBackend for RawBackend {
     }
 
     async fn groups(&self) -> Result<Vec<DeviceGroup>> {
-        let mut names: Vec<GroupName> = self.members().iter().map(|member| member.group()).collect();
+        let mut names: Vec<GroupName> = self.known().await?.iter().map(|member| member.group()).collect();
         names.sort();
         names.dedup();
         Ok(names.iter().filter_map(|name| self.group(name)).collect())
     }
 
     async fn apply(&self, step: &PlanStep) -> Result<()> {
+        self.owned(&step.to_string())?;
         let group = step.group();
         let members = self.of_group(group);
         let is_member =
@@ -374,12 +411,16 @@ impl VolumeBackend for RawBackend {
 
     async fn recover(&self) -> Result<Recovery> {
         let mut recovery = Recovery::default();
+        // What was only looked at before is opened anew.
+        self.owner.store(true, Ordering::Relaxed);
+        self.members.write().unwrap_or_else(PoisonError::into_inner).clear();
         self.scan(&mut recovery).await?;
         Ok(recovery)
     }
 
     async fn create(&self, group: &GroupName, request: &VolumeRequest) -> Result<Volume> {
         let id = id_for(&request.name);
+        self.owned(&format!("create {id}"))?;
         if let Some((member, volume)) = self.locate(|record| record.id == id) {
             request.check_existing(&volume, member.view().medium())?;
             return Ok(volume);
@@ -430,7 +471,7 @@ impl VolumeBackend for RawBackend {
 
     async fn list(&self) -> Result<Vec<Volume>> {
         let mut volumes = Vec::new();
-        for member in self.members() {
+        for member in self.known().await? {
             let view = member.view();
             let live = view.contents.volumes();
             volumes.extend(live.iter().map(|(record, health)| member.volume(&view, record, health)));
@@ -440,10 +481,12 @@ impl VolumeBackend for RawBackend {
     }
 
     async fn get(&self, id: &VolumeId) -> Result<Option<Volume>> {
+        self.known().await?;
         Ok(self.locate(|record| record.id == *id).map(|(_, volume)| volume))
     }
 
     async fn find(&self, name: &VolumeName) -> Result<Option<Volume>> {
+        self.known().await?;
         Ok(self.locate(|record| record.name == *name).map(|(_, volume)| volume))
     }
 
@@ -463,5 +506,16 @@ impl VolumeBackend for RawBackend {
             .change(&format!("record the format of {id}"), move |disk| disk.record_format(&formatted, record))
             .await?;
         Ok(())
+    }
+
+    async fn background(&self) -> Result<Vec<String>> {
+        let mut work = Vec::new();
+        for member in self.known().await? {
+            let wipes = member.view().contents.wipes();
+            work.extend(wipes.iter().map(|job| {
+                format!("zeroing the blocks of {} on {}: {} of {}", job.id, member.name, job.done, job.size)
+            }));
+        }
+        Ok(work)
     }
 }

@@ -11,7 +11,7 @@ use crate::owned_disk::WipeJob;
 /// What is zeroed at a time: short enough for a disk that turns not to hold up others for long.
 const CHUNK: Bytes = Bytes::mib(64);
 /// How much is zeroed between two records of how far it is.
-const RECORDED_EVERY: Bytes = Bytes::GIB;
+const RECORDED_EVERY: Bytes = Bytes::mib(256);
 /// How long a wipe that failed waits before it goes on.
 const RETRY_EVERY: Duration = Duration::from_secs(60);
 
@@ -58,7 +58,7 @@ async fn wipe(member: &Arc<Member>, job: &mut WipeJob) -> Result<()> {
             job.done = job.done.saturating_add(length);
         }
         if job.done < job.size {
-            tracing::info!("zeroed {} of {} of {} on {}", job.done, job.size, job.id, member.name);
+            tracing::debug!("zeroed {} of {} of {} on {}", job.done, job.size, job.id, member.name);
         }
     }
     let confirmed = job.clone();

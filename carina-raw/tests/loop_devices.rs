@@ -61,7 +61,15 @@ impl Loops {
         self.devices.reverse();
     }
 
-    fn backend(&self) -> RawBackend {
+    /// A backend that has recovered these disks.
+    async fn backend(&self) -> RawBackend {
+        let backend = self.looking();
+        let recovery = backend.recover().await.unwrap();
+        assert!(recovery.for_a_person.is_empty(), "{recovery:?}");
+        backend
+    }
+
+    fn looking(&self) -> RawBackend {
         let host = HostDisks::new(Arc::new(ProcessRunner::default()), Bytes::gib(10));
         RawBackend::new(Arc::new(OnlyThese { host, names: self.devices.iter().map(|d| name(d)).collect() }))
     }
@@ -180,7 +188,7 @@ fn read(device: &Path, at: Bytes, size: usize) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn volumes_live_on_a_claimed_disk_and_other_tools_read_its_table() {
     let loops = Loops::new(&[Bytes::gib(20)]);
-    let backend = loops.backend();
+    let backend = loops.backend().await;
     backend.apply(&loops.step("raw")).await.unwrap();
     backend.apply(&loops.step("raw")).await.unwrap();
     let empty = only_group(&backend).await;
@@ -215,7 +223,7 @@ async fn volumes_live_on_a_claimed_disk_and_other_tools_read_its_table() {
 #[tokio::test(flavor = "multi_thread")]
 async fn filesystems_grow_while_they_are_mounted_and_hold_off_a_delete() {
     let loops = Loops::new(&[Bytes::gib(20)]);
-    let backend = loops.backend();
+    let backend = loops.backend().await;
     backend.apply(&loops.step("raw")).await.unwrap();
     let volume = backend.create(&group(), &request("pvc-1", Bytes::mib(320))).await.unwrap();
     backend.record_format(&volume.id, FormatRecord::Formatted(FsType::Xfs)).await.unwrap();
@@ -244,27 +252,40 @@ async fn filesystems_grow_while_they_are_mounted_and_hold_off_a_delete() {
     backend.delete(&volume.id).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_restart_on_reordered_disks_changes_nothing() {
-    let mut loops = Loops::new(&[Bytes::gib(20), Bytes::gib(21)]);
-    let full = {
-        let backend = loops.backend();
+/// Makes three volumes in a process of its own, which ends in the middle of the third one's wipe.
+fn first_run(loops: &Loops) -> Bytes {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let backend = loops.backend().await;
         backend.apply(&loops.step("raw")).await.unwrap();
         let full = only_group(&backend).await.free;
-        for (n, size) in [(1, 100), (2, 50), (3, 70)] {
+        for (n, size) in [(1, 100), (2, 50), (3, 700)] {
             let volume = backend.create(&group(), &request(&format!("pvc-{n}"), Bytes::mib(size))).await.unwrap();
             let device = backend.attach(&volume.id).await.unwrap();
             write(&device, Bytes::ZERO, format!("this is volume {n}").as_bytes());
         }
         backend.record_format(&"volume-pvc-2".parse().unwrap(), FormatRecord::Block).await.unwrap();
-        // Its wipe is cut with the process.
         backend.delete(&"volume-pvc-3".parse().unwrap()).await.unwrap();
         full
-    };
+    })
+}
+
+#[test]
+fn a_restart_on_reordered_disks_changes_nothing() {
+    let mut loops = Loops::new(&[Bytes::gib(20), Bytes::gib(21)]);
+    let full = first_run(&loops);
     loops.reorder();
-    let backend = loops.backend();
-    let recovery = backend.recover().await.unwrap();
-    assert!(recovery.for_a_person.is_empty(), "{recovery:?}");
+    tokio::runtime::Runtime::new().unwrap().block_on(second_run(&loops, full));
+}
+
+async fn second_run(loops: &Loops, full: Bytes) {
+    // Somebody who only looks sees them, and changes nothing.
+    let looking = loops.looking();
+    assert_eq!(looking.list().await.unwrap().len(), 2);
+    assert!(looking.delete(&"volume-pvc-1".parse().unwrap()).await.is_err());
+    assert!(looking.attach(&"volume-pvc-1".parse().unwrap()).await.is_err());
+    drop(looking);
+    let backend = loops.backend().await;
     for n in [1, 2] {
         let name: VolumeName = format!("pvc-{n}").parse().unwrap();
         let volume = backend.find(&name).await.unwrap().unwrap();
@@ -274,13 +295,14 @@ async fn a_restart_on_reordered_disks_changes_nothing() {
         assert_eq!(volume.health, Health::Ok);
     }
     until_free(&backend, full.saturating_sub(Bytes::mib(150))).await;
+    assert!(backend.background().await.unwrap().is_empty());
     assert_eq!(backend.list().await.unwrap().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_finds_nothing_of_the_one_before() {
     let loops = Loops::new(&[Bytes::gib(20)]);
-    let backend = loops.backend();
+    let backend = loops.backend().await;
     backend.apply(&loops.step("raw")).await.unwrap();
     let free = only_group(&backend).await.free;
     let size = Bytes::mib(150);
@@ -304,7 +326,7 @@ async fn a_tenant_finds_nothing_of_the_one_before() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exclusive_volume_has_the_smallest_disk_that_fits() {
     let loops = Loops::new(&[Bytes::gib(40), Bytes::gib(20), Bytes::gib(30)]);
-    let backend = loops.backend();
+    let backend = loops.backend().await;
     backend.apply(&loops.step("raw")).await.unwrap();
     let exclusive = |name: &str, size, limit| VolumeRequest {
         exclusive: true,
@@ -331,7 +353,7 @@ async fn disks_that_are_not_bare_are_refused_and_stay_as_they_are() {
     let loops = Loops::new(&[Bytes::gib(20)]);
     let device = &loops.devices[0];
     let path = device.to_str().unwrap();
-    let backend = loops.backend();
+    let backend = loops.backend().await;
     let sfdisk = |script: &str| {
         let mut command = Command::new("sfdisk");
         command
@@ -376,14 +398,14 @@ async fn disks_that_are_not_bare_are_refused_and_stay_as_they_are() {
 async fn a_cut_write_is_mended_and_a_foreign_change_is_not() {
     let mut loops = Loops::new(&[Bytes::gib(20)]);
     {
-        let backend = loops.backend();
+        let backend = loops.backend().await;
         backend.apply(&loops.step("raw")).await.unwrap();
         backend.create(&group(), &request("pvc-1", Bytes::mib(100))).await.unwrap();
     }
     // Somebody wiped the backup.
     write(&loops.devices[0], Bytes(Bytes::gib(20).get() - 512), &[0; 512]);
     loops.reorder();
-    let backend = loops.backend();
+    let backend = loops.looking();
     let recovery = backend.recover().await.unwrap();
     assert!(recovery.for_a_person[0].contains("backup"), "{recovery:?}");
     let group_now = only_group(&backend).await;
@@ -399,7 +421,7 @@ async fn a_cut_write_is_mended_and_a_foreign_change_is_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_class_may_keep_the_blocks() {
     let loops = Loops::new(&[Bytes::gib(20)]);
-    let backend = loops.backend();
+    let backend = loops.backend().await;
     backend.apply(&loops.step("raw")).await.unwrap();
     let free = only_group(&backend).await.free;
     let kept = VolumeRequest { wipe: Wipe::None, ..request("pvc-1", Bytes::mib(64)) };

@@ -58,6 +58,11 @@ impl LinuxMounter {
     }
 }
 
+/// Whether all that blkid tells of a device is what the table above it says of the partition.
+fn only_the_partition_table_speaks(text: &str) -> bool {
+    text.lines().all(|line| line.is_empty() || line.starts_with("DEVNAME=") || line.starts_with("PART_ENTRY_"))
+}
+
 #[async_trait]
 impl Mounter for LinuxMounter {
     async fn ready(&self, fs: Option<FsType>) -> Result<()> {
@@ -84,6 +89,10 @@ impl Mounter for LinuxMounter {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         match output.status {
+            0 if only_the_partition_table_speaks(&text) => {
+                readable(device).await?;
+                Ok(Contents::Blank)
+            }
             0 => Ok(match value("TYPE").or_else(|| value("PTTYPE")) {
                 Some("ext4") => Contents::Filesystem(FsType::Ext4),
                 Some("xfs") => Contents::Filesystem(FsType::Xfs),
@@ -387,5 +396,18 @@ fn system(call: &str, operation: &str, errno: Errno) -> Error {
             message: errno.desc().to_owned(),
             transient: false,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_table_says_of_a_partition_is_nothing_on_it() {
+        let entry = "DEVNAME=/dev/sdb1\nPART_ENTRY_SCHEME=gpt\nPART_ENTRY_NAME=carina.io/1\n\n";
+        assert!(only_the_partition_table_speaks(entry));
+        assert!(!only_the_partition_table_speaks(&format!("{entry}TYPE=swap\n")));
+        assert!(!only_the_partition_table_speaks(&format!("{entry}USAGE=crypto\n")));
     }
 }

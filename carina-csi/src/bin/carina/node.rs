@@ -8,6 +8,7 @@ use carina_core::sim::{SimBackend, SimNode};
 use carina_core::{DeviceGroup, Disk, Engine, Placement, Recovery, Retry, Volume, VolumeBackend};
 use carina_csi::{LinuxMounter, MemoryMounter, Mounter};
 use carina_lvm::{LvmBackend, LvmConfig};
+use carina_raw::{HostDisks, RawBackend};
 use carina_sched::OneMachine;
 
 use crate::failure::{Class, Failure};
@@ -22,7 +23,7 @@ const CAP_SYS_ADMIN: u64 = 1 << 21;
 pub struct Node {
     /// What it is to do with its disks.
     pub config: LoadedConfig,
-    backend: Arc<dyn VolumeBackend>,
+    backends: Vec<Arc<dyn VolumeBackend>>,
 }
 
 /// This machine with its engine running, and the right to change its storage.
@@ -41,36 +42,55 @@ impl Node {
     /// Looks at the machine. Simulated disks that are new are kept from the first change on.
     pub fn look(options: &Options) -> Result<Self, Failure> {
         let config = options.load_config()?;
-        let backend: Arc<dyn VolumeBackend> = match options.backend {
+        let backends = match options.backend {
             Backend::Sim => {
                 let folder = options.state_folder()?;
                 // A process that changes this storage may be running, so nothing is written here.
-                sim_backend(if folder.join("node.json").exists() {
+                vec![sim_backend(if folder.join("node.json").exists() {
                     SimNode::open(&folder, [])?
                 } else {
                     let node = SimNode::new(SimNode::trial_disks());
                     node.set_reserve(config.config.reserve)?;
                     node
-                })
+                })]
             }
-            Backend::Lvm => lvm_backend(&config)?,
+            other => disk_backends(other, &config)?,
         };
-        Ok(Self { config, backend })
+        Ok(Self { config, backends })
     }
 
     /// The disks of this machine, those in groups included.
     pub async fn disks(&self) -> Result<Vec<Disk>, Failure> {
-        Ok(self.backend.disks().await?)
+        let mut disks: Vec<Disk> = Vec::new();
+        for backend in &self.backends {
+            for disk in backend.disks().await? {
+                match disks.iter_mut().find(|seen| seen.name == disk.name) {
+                    // Each backend sees every disk and knows its own groups only.
+                    Some(seen) if seen.group.is_none() => *seen = disk,
+                    Some(_) => {}
+                    None => disks.push(disk),
+                }
+            }
+        }
+        Ok(disks)
     }
 
     /// The groups of this machine.
     pub async fn groups(&self) -> Result<Vec<DeviceGroup>, Failure> {
-        Ok(self.backend.groups().await?)
+        let mut groups = Vec::new();
+        for backend in &self.backends {
+            groups.extend(backend.groups().await?);
+        }
+        Ok(groups)
     }
 
     /// The volumes of this machine.
     pub async fn volumes(&self) -> Result<Vec<Volume>, Failure> {
-        Ok(self.backend.list().await?)
+        let mut volumes = Vec::new();
+        for backend in &self.backends {
+            volumes.extend(backend.list().await?);
+        }
+        Ok(volumes)
     }
 }
 
@@ -81,17 +101,17 @@ impl RunningNode {
         let config = options.load_config()?;
         let holder = format!("{holder} (pid {})", std::process::id());
         let lock = EngineLock::take(&options.lock_file()?, &holder)?;
-        let backend: Arc<dyn VolumeBackend> = match options.backend {
+        let backends = match options.backend {
             Backend::Sim => {
                 let node = SimNode::open(&options.state_folder()?, SimNode::trial_disks())?;
                 node.set_reserve(config.config.reserve)?;
-                sim_backend(node)
+                vec![sim_backend(node)]
             }
-            Backend::Lvm => lvm_backend(&config)?,
+            other => disk_backends(other, &config)?,
         };
         let placement = Arc::new(OneMachine::new(config.config.strategy));
         let (engine, recovery) =
-            Engine::start(vec![backend], Arc::clone(&placement) as Arc<dyn Placement>, Retry::default()).await?;
+            Engine::start(backends, Arc::clone(&placement) as Arc<dyn Placement>, Retry::default()).await?;
         Ok(Self { config, engine, placement, recovery, _lock: lock })
     }
 
@@ -107,19 +127,25 @@ impl RunningNode {
     }
 }
 
-fn lvm_backend(config: &LoadedConfig) -> Result<Arc<dyn VolumeBackend>, Failure> {
+/// What works on the disks of this machine.
+fn disk_backends(backend: Backend, config: &LoadedConfig) -> Result<Vec<Arc<dyn VolumeBackend>>, Failure> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Failure::new(
             Class::Precondition,
             "the disks of this machine need root; run this as root, or try --backend sim, which needs no rights",
         ));
     }
-    let config = LvmConfig {
-        reserve: config.config.reserve,
-        minimum_disk: config.config.minimum_disk_size,
-        ..LvmConfig::default()
-    };
-    Ok(Arc::new(LvmBackend::new(Arc::new(ProcessRunner::new()), config)?))
+    let minimum_disk = config.config.minimum_disk_size;
+    let mut backends: Vec<Arc<dyn VolumeBackend>> = Vec::new();
+    if matches!(backend, Backend::Lvm | Backend::LvmAndRaw) {
+        let config = LvmConfig { reserve: config.config.reserve, minimum_disk, ..LvmConfig::default() };
+        backends.push(Arc::new(LvmBackend::new(Arc::new(ProcessRunner::new()), config)?));
+    }
+    if matches!(backend, Backend::Raw | Backend::LvmAndRaw) {
+        let disks = HostDisks::new(Arc::new(ProcessRunner::new()), minimum_disk);
+        backends.push(Arc::new(RawBackend::new(Arc::new(disks))));
+    }
+    Ok(backends)
 }
 
 fn sim_backend(node: SimNode) -> Arc<dyn VolumeBackend> {

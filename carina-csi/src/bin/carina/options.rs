@@ -27,6 +27,11 @@ pub enum Backend {
     Sim,
     /// LVM volumes on the disks of this machine
     Lvm,
+    /// Partitions of raw disks of this machine
+    Raw,
+    /// Both side by side: the policy of each group in the config says which it is
+    #[value(name = "lvm+raw")]
+    LvmAndRaw,
 }
 
 /// The options that every command has.
@@ -36,8 +41,8 @@ pub struct Options {
     /// The storage to work on
     #[arg(long, global = true, value_enum, default_value_t = Backend::Sim)]
     pub backend: Backend,
-    /// The config file (config.json) [default: /etc/carina/config.json for lvm; one that takes every bare
-    /// simulated disk for sim]
+    /// The config file (config.json) [default: one that takes every bare simulated disk for sim, else
+    /// /etc/carina/config.json]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Where simulated disks are kept [default: /var/lib/carina/sim for root, else
@@ -125,7 +130,7 @@ impl Options {
     pub fn lock_file(&self) -> Result<PathBuf, Failure> {
         match self.backend {
             Backend::Sim => Ok(self.state_folder()?.join("engine.lock")),
-            Backend::Lvm => Ok(PathBuf::from(SYSTEM_LOCK)),
+            Backend::Lvm | Backend::Raw | Backend::LvmAndRaw => Ok(PathBuf::from(SYSTEM_LOCK)),
         }
     }
 
@@ -136,8 +141,8 @@ impl Options {
         }
         match self.backend {
             Backend::Sim => trial_config(),
-            Backend::Lvm if Path::new(SYSTEM_CONFIG).exists() => read_config(Path::new(SYSTEM_CONFIG)),
-            Backend::Lvm => Ok(LoadedConfig {
+            _ if Path::new(SYSTEM_CONFIG).exists() => read_config(Path::new(SYSTEM_CONFIG)),
+            Backend::Lvm | Backend::Raw | Backend::LvmAndRaw => Ok(LoadedConfig {
                 config: Config::default(),
                 source: "no config".to_owned(),
                 warnings: vec![format!(

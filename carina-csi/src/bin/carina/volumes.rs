@@ -1,8 +1,10 @@
 //! `carina create`, `ls`, `expand` and `rm`: the life of volumes, in process or through a server.
 
+use std::time::Duration;
+
 use carina_core::{
-    Bytes, ClassParameters, DeviceGroup, FormatRecord, GroupName, Health, SizeRange, Volume, VolumeId, VolumeName,
-    VolumeRequest, VolumeService,
+    Bytes, ClassParameters, DeviceGroup, Engine, FormatRecord, GroupName, Health, SizeRange, Volume, VolumeId,
+    VolumeName, VolumeRequest, VolumeService,
 };
 use clap::Args;
 use serde::Serialize;
@@ -14,6 +16,9 @@ use crate::node::{Node, RunningNode};
 use crate::options::{Backend, Options};
 use crate::output;
 use crate::progress::waiting;
+
+/// How often it is looked whether work in the background is done.
+const BACKGROUND_EVERY: Duration = Duration::from_millis(100);
 
 /// Where the work is done.
 #[derive(Debug, Args)]
@@ -41,6 +46,12 @@ pub struct Create {
     /// The size that it may be grown to one day, for which its pool is shaped [default: eight times its size]
     #[arg(long, value_name = "SIZE")]
     may_grow_to: Option<Bytes>,
+    /// The kind of storage: lvm or raw [default: raw with --backend raw, else lvm]
+    #[arg(long, value_name = "KIND")]
+    volume_type: Option<String>,
+    /// Raw only: one volume over a whole disk, and nobody else on it
+    #[arg(long)]
+    exclusive: bool,
     #[command(flatten)]
     through: Through,
 }
@@ -194,6 +205,13 @@ impl Create {
         if let Some(limit) = self.may_grow_to {
             parameters.push(("carina.storage.io/expansion-limit", limit.to_quantity()));
         }
+        let raw = (options.backend == Backend::Raw).then(|| "raw".to_owned());
+        if let Some(kind) = self.volume_type.clone().or(raw) {
+            parameters.push(("carina.storage.io/volume-type", kind));
+        }
+        if self.exclusive {
+            parameters.push(("carina.storage.io/exclusively-raw-disk", "true".to_owned()));
+        }
         let class = ClassParameters::parse(parameters.iter().map(|(key, value)| (*key, value.as_str())))?;
         let what = format!("creating {name}");
         let row = match Door::open(options, &self.through, "create").await? {
@@ -209,7 +227,9 @@ impl Create {
                 let request = VolumeRequest {
                     volume_type: class.volume_type,
                     group: class.group,
+                    exclusive: class.exclusive,
                     may_grow_to: class.may_grow_to,
+                    wipe: class.wipe,
                     ..VolumeRequest::new(name, size)
                 };
                 Row::from(waiting(&what, node.engine.create(request)).await?)
@@ -269,11 +289,23 @@ impl Remove {
         let row = door.find(&self.which).await?;
         let what = format!("removing {}", row.id);
         match &door {
-            Door::InProcess(node) => waiting(&what, node.engine.delete(&row.id)).await?,
+            Door::InProcess(node) => {
+                waiting(&what, node.engine.delete(&row.id)).await?;
+                // What is zeroed in the background would be cut with this process.
+                waiting(&format!("zeroing the blocks of {}", row.id), background_done(&node.engine)).await?;
+            }
             Door::Server(client) => waiting(&what, client.delete(row.id.as_str())).await?,
         }
         output::show(options.output, &row, |row| format!("{}: removed", row.id))
     }
+}
+
+/// Waits until nothing is left to do in the background.
+async fn background_done(engine: &Engine) -> Result<(), Failure> {
+    while !engine.background().await?.is_empty() {
+        tokio::time::sleep(BACKGROUND_EVERY).await;
+    }
+    Ok(())
 }
 
 fn dash(value: Option<impl ToString>) -> String {
