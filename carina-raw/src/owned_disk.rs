@@ -28,6 +28,8 @@ use crate::table::{Copies, NAME_PREFIX, NAME_UNITS, Partition, Region, Table};
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How often the lock is tried meanwhile.
 const LOCK_EVERY: Duration = Duration::from_millis(20);
+/// How long a partition may be open to be looked at, and not count as in use.
+const GLANCE: Duration = Duration::from_secs(1);
 /// What is zeroed at both ends of a new partition: where signatures are, so that nothing old is taken
 /// for a filesystem of the new volume.
 const SIGNATURES: Bytes = Bytes::MIB;
@@ -599,12 +601,22 @@ impl OwnedDisk {
     /// Makes the kernel forget a partition of ours.
     fn forget(&self, what: &str, partition: &Partition, id: &VolumeId) -> Result<()> {
         let Some(known) = self.kernel_partition(what, partition.start)? else { return Ok(()) };
-        self.device.remove_partition(known.number).map_err(|error| match error.kind() {
-            io::ErrorKind::ResourceBusy => Error::InUse(format!(
-                "volume {id} is mounted or held open; unmount it (unstage it) before it is deleted"
-            )),
-            _ => self.io(what, &error),
-        })
+        let until = Instant::now() + GLANCE;
+        loop {
+            match self.device.remove_partition(known.number) {
+                Ok(()) => return Ok(()),
+                // Somebody who only looks (udev, blkid) has it open for a moment.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
+                    std::thread::sleep(LOCK_EVERY);
+                }
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    return Err(Error::InUse(format!(
+                        "volume {id} is mounted or held open; unmount it (unstage it) before it is deleted"
+                    )));
+                }
+                Err(error) => return Err(self.io(what, &error)),
+            }
+        }
     }
 
     fn kernel_partition(&self, what: &str, start: Bytes) -> Result<Option<KernelPartition>> {

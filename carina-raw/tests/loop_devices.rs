@@ -42,11 +42,17 @@ impl Loops {
 
     fn detach_all(&mut self) {
         for device in self.devices.drain(..) {
-            for partition in partitions(&device) {
+            let device = device.to_str().unwrap();
+            // Tests beside this one look at every disk of the host, and hold it open for that moment.
+            let deadline = Instant::now() + Duration::from_secs(10);
+            for partition in partitions(Path::new(device)) {
                 let number = partition.rsplit('p').next().unwrap().to_owned();
-                run("delpart", &[device.to_str().unwrap(), &number]);
+                let delpart = || Command::new("delpart").args([device, &number]).output().unwrap().status.success();
+                while !delpart() && Instant::now() < deadline {
+                    std::thread::yield_now();
+                }
             }
-            run("losetup", &["--detach", device.to_str().unwrap()]);
+            run("losetup", &["--detach", device]);
         }
     }
 
