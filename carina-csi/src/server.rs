@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use carina_core::{BackendFailure, Error, Result, VolumeService};
 use tokio::sync::watch;
@@ -21,6 +22,9 @@ use crate::proto::identity_server::IdentityServer;
 use crate::proto::node_server::NodeServer;
 use crate::proto::{self};
 use crate::topology::NodeName;
+
+/// How long a client's connection is kept after the shutdown has begun and every call is answered.
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// A CSI driver with the services that it was given. Identity, gRPC health and reflection are always
 /// served.
@@ -111,10 +115,11 @@ impl Driver {
                 .with_service_name("grpc.health.v1.Health");
             names.iter().filter(|name| !name.is_empty()).fold(builder, |builder, name| builder.with_service_name(*name))
         };
+        let calls = LogCalls::new();
         let mut health = HealthReporter::new();
         let health_service = HealthService::from_health_reporter(health.clone());
         let router = Server::builder()
-            .layer(LogCalls)
+            .layer(calls.clone())
             .add_service(IdentityServer::new(identity))
             .add_service(tonic_health::pb::health_server::HealthServer::new(health_service))
             .add_service(reflection().build_v1().map_err(|error| failed(error.to_string()))?)
@@ -136,18 +141,35 @@ impl Driver {
                 }
             }
         };
+        let (began, begun) = tokio::sync::oneshot::channel();
         let until_shutdown = async {
             tokio::select! {
                 () = keep_health => {}
                 () = shutdown => {}
             }
+            // Nobody waits for it if the server has failed meanwhile.
+            let _ = began.send(());
             // A health watch is a call that never ends by itself.
             for name in &names {
                 health.clear_service_status(name).await;
             }
         };
         tracing::info!(services = ?names, "serve CSI");
-        let served = router.serve_with_incoming_shutdown(UnixListenerStream::new(incoming), until_shutdown).await;
+        // A client that is stopped never takes leave, and HTTP/2 would wait for it for ever.
+        let abandoned = async {
+            if begun.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            calls.idle().await;
+            tokio::time::sleep(LEAVE).await;
+        };
+        let served = tokio::select! {
+            served = router.serve_with_incoming_shutdown(UnixListenerStream::new(incoming), until_shutdown) => served,
+            () = abandoned => {
+                tracing::warn!("a client did not take leave within {LEAVE:?}; its connection is cut");
+                Ok(())
+            }
+        };
         if let Some(node) = &self.node {
             node.idle().await;
         }

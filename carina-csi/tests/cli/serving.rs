@@ -1,5 +1,6 @@
 //! `carina serve`, and the verbs through it.
 
+use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -81,6 +82,35 @@ fn the_endpoint_may_come_from_the_environment() {
     let said = String::from_utf8(ran.stderr).unwrap();
     assert!(said.contains("no server answers at ") && said.contains("carina serve --endpoint"), "{said}");
     assert!(!machine.path("state").exists());
+}
+
+#[test]
+fn a_client_that_never_takes_leave_does_not_hold_up_the_end() {
+    let machine = Machine::new();
+    let mut server = machine.serve(&[]);
+    let mut client = UnixStream::connect(machine.path("csi.sock")).unwrap();
+    // The preface of HTTP/2 and empty settings, and then nothing more: a process that is stopped.
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    // Its own settings say that the server has the connection.
+    client.read_exact(&mut [0; 9]).unwrap();
+    server.signal(Signal::SIGTERM);
+    assert!(server.ended().success(), "{}", server.log());
+    assert!(server.log().contains("did not take leave"), "{}", server.log());
+    assert!(!machine.path("csi.sock").exists());
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let machine = Machine::new();
+    let mut server = machine.serve(&[]);
+    let mut client = UnixStream::connect(machine.path("csi.sock")).unwrap();
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    client.read_exact(&mut [0; 9]).unwrap();
+    server.signal(Signal::SIGTERM);
+    server.logs("another signal ends at once");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.ended().code(), Some(1), "{}", server.log());
+    assert!(!server.log().contains("did not take leave"), "{}", server.log());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use carina_core::{
     Bytes, ClassParameters, DeviceGroup, Engine, FormatRecord, GroupName, Health, SizeRange, Volume, VolumeId,
     VolumeName, VolumeRequest, VolumeService,
 };
+use carina_csi::proto::{self, list_volumes_response::Entry};
 use clap::Args;
 use serde::Serialize;
 
@@ -107,7 +108,7 @@ struct Row {
     group: Option<GroupName>,
     contents: Option<FormatRecord>,
     device: Option<std::path::PathBuf>,
-    health: Health,
+    health: Option<Health>,
 }
 
 impl From<Volume> for Row {
@@ -119,14 +120,14 @@ impl From<Volume> for Row {
             group: Some(volume.group),
             contents: volume.formatted,
             device: volume.device,
-            health: volume.health,
+            health: Some(volume.health),
         }
     }
 }
 
 impl Row {
-    /// A volume as CSI tells of it: no name, and the group where its context has it.
-    fn from_csi(volume: &carina_csi::proto::Volume) -> Result<Self, Failure> {
+    /// A volume as CSI tells of it: without a name, and with its group and its state where they are told.
+    fn from_csi(volume: &proto::Volume, condition: Option<&proto::VolumeCondition>) -> Result<Self, Failure> {
         Ok(Self {
             id: volume.volume_id.parse()?,
             name: None,
@@ -134,7 +135,10 @@ impl Row {
             group: client::group(volume).map(str::parse).transpose()?,
             contents: None,
             device: None,
-            health: Health::Ok,
+            health: condition.map(|condition| match condition.abnormal {
+                true => Health::Degraded { evidence: condition.message.clone() },
+                false => Health::Ok,
+            }),
         })
     }
 }
@@ -189,7 +193,11 @@ impl Door {
 
 async fn rows(client: &Client) -> Result<Vec<Row>, Failure> {
     let entries = client.list().await?;
-    entries.iter().filter_map(|entry| entry.volume.as_ref()).map(Row::from_csi).collect()
+    let row = |entry: &Entry| {
+        let condition = entry.status.as_ref().and_then(|status| status.volume_condition.as_ref());
+        entry.volume.as_ref().map(|volume| Row::from_csi(volume, condition))
+    };
+    entries.iter().filter_map(row).collect()
 }
 
 impl Create {
@@ -237,7 +245,7 @@ impl Create {
             Door::Server(client) => {
                 let capability = client::capability(None);
                 let volume = waiting(&what, client.create(name.as_str(), size, &parameters, capability)).await?;
-                Row::from_csi(&volume)?
+                Row::from_csi(&volume, None)?
             }
         };
         output::show(options.output, &row, |row| {
@@ -325,7 +333,7 @@ fn volume_table(rows: &[Row]) -> String {
                 dash(row.group.as_ref()),
                 dash(row.contents),
                 dash(row.device.as_ref().map(|device| device.display())),
-                row.health.to_string(),
+                dash(row.health.as_ref()),
             ]
         }),
     )
