@@ -9,6 +9,7 @@ mod disk;
 mod error;
 mod image;
 mod machine;
+mod memory;
 mod packages;
 mod process;
 mod qmp;
@@ -46,6 +47,8 @@ enum Chore {
     Soak(soak::Soak),
     /// Write the Kubernetes resource definitions in deploy/kubernetes/crds from the Rust types.
     Crds,
+    /// Measure the size of the carina program and what a server at rest keeps in memory.
+    Memory(memory::Memory),
     /// Check everything: format, lints, tests, documentation, tests in the VM.
     Ci,
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Chore::VmTest(test) => test.run(),
         Chore::Soak(soak) => soak.run(),
         Chore::Crds => crds::run(),
+        Chore::Memory(memory) => memory.run(),
         Chore::Ci => ci::run(),
     };
     match done {
