@@ -3,22 +3,21 @@
 use std::sync::Arc;
 
 use carina_core::{
-    Bytes, ClaimName, ClassParameters, Error, FormatRecord, FsType, GroupSelector, Health, SizeRange, Volume, VolumeId,
-    VolumeRequest, VolumeService,
+    Bytes, ClaimName, ClassParameters, Error, FormatRecord, FsType, GroupSelector, Health, Volume, VolumeRequest,
+    VolumeService,
 };
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::capability::{self, AccessType, Capability, CapabilityError};
+use crate::capability::{self, AccessType, CapabilityError};
 use crate::context;
-use crate::mounter::{SMALLEST_XFS, check_mkfs_options};
+use crate::mounter::SMALLEST_XFS;
 use crate::proto::controller_server::Controller;
 use crate::proto::controller_service_capability::{Rpc, Type, rpc};
 use crate::proto::{self, validate_volume_capabilities_response::Confirmed};
-use crate::status::{Call, missing, status};
+use crate::request::{capabilities, class, filesystem, missing, shorten, size, volume_id};
+use crate::status::{Call, status};
 use crate::topology::{NodeName, TOPOLOGY_KEY};
 
-/// The size of a volume whose request names none.
-const DEFAULT_SIZE: Bytes = Bytes::GIB;
 /// What a paging token of ours begins with; what follows is the last id that was listed, so a token
 /// stays good when that volume goes.
 const TOKEN_PREFIX: &str = "after:";
@@ -427,65 +426,6 @@ fn undeclared(call: &str, why: &str) -> Status {
     Status::unimplemented(format!("{call} is not implemented: {why} (see ControllerGetCapabilities)"))
 }
 
-/// A volume id that is there and can be one.
-fn volume_id(id: &str) -> Result<VolumeId, Status> {
-    if id.is_empty() {
-        return Err(missing("volume_id"));
-    }
-    id.parse().map_err(|error| status(Call::Other, &error))
-}
-
-/// The capabilities of a new volume: some, and each one possible.
-fn capabilities(capabilities: &[proto::VolumeCapability]) -> Result<Vec<Capability>, Status> {
-    if capabilities.is_empty() {
-        return Err(missing("volume_capabilities"));
-    }
-    let check = |capability| capability::check(capability).map_err(|e| Status::invalid_argument(e.to_string()));
-    capabilities.iter().map(check).collect()
-}
-
-/// A class's parameters, its mkfs options checked too.
-fn class(parameters: &std::collections::HashMap<String, String>) -> Result<ClassParameters, Error> {
-    let class = ClassParameters::parse(parameters.iter().map(|(key, value)| (key.as_str(), value.as_str())))?;
-    check_mkfs_options(&class.mkfs_options)?;
-    Ok(class)
-}
-
-/// The filesystem that the capabilities and the class ask for; `None` if the volume is for use as a bare
-/// device only.
-fn filesystem(capabilities: &[Capability], class: &ClassParameters) -> Result<Option<FsType>, Status> {
-    let mut asked: Option<FsType> = None;
-    for capability in capabilities {
-        let AccessType::Mount { fs_type, .. } = &capability.access_type else { continue };
-        let fs = fs_type.or(class.fs_type).unwrap_or(FsType::Ext4);
-        if asked.is_some_and(|before| before != fs) {
-            return Err(Status::invalid_argument(
-                "volume_capabilities ask for ext4 and for xfs; one volume has one filesystem",
-            ));
-        }
-        asked = Some(fs);
-    }
-    Ok(asked)
-}
-
-/// The sizes that a range allows. Without a required size a volume is 1 GiB, or less if the limit is.
-fn size(range: Option<&proto::CapacityRange>) -> Result<SizeRange, Error> {
-    let range = range.copied().unwrap_or_default();
-    let unsigned = |what: &str, bytes: i64| {
-        u64::try_from(bytes).map_err(|_| Error::InvalidArgument(format!("{what} is {bytes}; a size is not negative")))
-    };
-    let required = unsigned("capacity_range.required_bytes", range.required_bytes)?;
-    let limit = unsigned("capacity_range.limit_bytes", range.limit_bytes)?;
-    let limit = (limit != 0).then_some(Bytes(limit));
-    let required = match (required, limit) {
-        (0, None) => DEFAULT_SIZE,
-        // The largest power of two within the limit: extents are powers of two, so it needs no rounding up.
-        (0, Some(limit)) => DEFAULT_SIZE.min(Bytes(1 << limit.get().ilog2())),
-        (required, _) => Bytes(required),
-    };
-    SizeRange::new(required, limit)
-}
-
 /// A size as CSI has it.
 fn signed(bytes: Bytes) -> i64 {
     i64::try_from(bytes.get()).unwrap_or(i64::MAX)
@@ -494,9 +434,4 @@ fn signed(bytes: Bytes) -> i64 {
 /// A volume's health as CSI says it.
 fn condition(health: &Health) -> proto::VolumeCondition {
     proto::VolumeCondition { abnormal: health.evidence().is_some(), message: health.to_string() }
-}
-
-/// Enough of a text from outside to recognize it by.
-fn shorten(text: &str) -> String {
-    text.chars().take(80).collect()
 }

@@ -15,6 +15,7 @@ mod mounter;
 mod node;
 mod operations;
 pub mod proto;
+mod request;
 mod server;
 mod status;
 mod topology;

@@ -20,7 +20,8 @@ use crate::operations::Operations;
 use crate::proto::node_server::Node;
 use crate::proto::node_service_capability::{Rpc, Type, rpc};
 use crate::proto::{self};
-use crate::status::{Call, missing, status};
+use crate::request::{missing, volume_id};
+use crate::status::{Call, status};
 use crate::topology::NodeName;
 
 /// The longest path that Linux takes.
@@ -99,13 +100,17 @@ impl Inner {
         }
     }
 
-    /// The volume of this id with its device, as far as there are such.
-    async fn whatever_is_left_of(&self, id: &VolumeId) -> CoreResult<Option<DeviceNumber>> {
-        match self.service.get(id).await {
+    /// The device of the volume of this id, as far as there are such. Taking down must go on when the
+    /// volume is gone, its storage doesn't answer or its disk was pulled, so nothing here is an error.
+    async fn whatever_is_left_of(&self, id: &VolumeId) -> Option<DeviceNumber> {
+        let device = match self.service.get(id).await {
             Ok(volume) => self.device_of(&volume).await,
-            Err(Error::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
-        }
+        };
+        device.unwrap_or_else(|error| {
+            tracing::debug!(volume = %id, %error, "taken down by the mount table alone");
+            None
+        })
     }
 
     /// What is mounted at a path, topmost last.
@@ -281,14 +286,6 @@ impl Node for NodeService {
             accessible_topology: Some(self.inner.name.topology()),
         }))
     }
-}
-
-/// A volume id that is there and can be one.
-fn volume_id(id: &str) -> Result<VolumeId, Status> {
-    if id.is_empty() {
-        return Err(missing("volume_id"));
-    }
-    id.parse().map_err(|error| status(Call::Other, &error))
 }
 
 /// An absolute path with a last component, its parent's links followed, as the mount table has it.

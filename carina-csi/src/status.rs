@@ -42,11 +42,6 @@ pub(crate) fn status(call: Call, error: &Error) -> Status {
     Status::new(code, error.to_string())
 }
 
-/// A required field that is missing.
-pub(crate) fn missing(field: &str) -> Status {
-    Status::invalid_argument(format!("{field} is missing; the call needs it"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -339,6 +339,25 @@ async fn a_volume_that_is_gone_is_taken_down_by_the_mount_table() {
 }
 
 #[tokio::test]
+async fn a_pod_is_taken_down_while_its_storage_does_not_answer() {
+    let node = Arc::new(SimNode::new(disks()));
+    let f = on(Arc::clone(&node)).await;
+    let volume = f.create("csi-silent", SIZE, &ext4()).await;
+    let (staging, target) = (f.path("staging"), f.path("target"));
+    f.stage(&volume, &staging, &ext4()).await.unwrap();
+    f.publish(&volume, &staging, &target, &ext4(), false).await.unwrap();
+    node.inject(SimOperation::Expand, Fault::Crash { after_steps: 0 });
+    let request = suite::fixture::expand_request(&volume.volume_id, Bytes::mib(32));
+    refused(f.controller.clone().controller_expand_volume(request).await, Code::Internal, &[]);
+    refused(f.stats(&volume, &target).await, Code::Internal, &["crashed"]);
+    f.unpublish(&volume, &target).await.unwrap();
+    assert!(f.mounted(&target).await.is_empty() && !Path::new(&target).exists());
+    // Unstaging ends with the storage letting go of the device, which it must hear of.
+    refused(f.unstage(&volume, &staging).await, Code::Internal, &["crashed"]);
+    assert!(f.mounted(&staging).await.is_empty());
+}
+
+#[tokio::test]
 async fn two_hundred_publications_at_once_leave_one_on_each_path() {
     let f = in_memory().await;
     let staging = f.path("staging");
@@ -355,4 +374,40 @@ async fn two_hundred_publications_at_once_leave_one_on_each_path() {
     for n in 0..4 {
         assert!(f.mounted(&f.path(&format!("target-{n}"))).await.len() <= 1, "never two on one path");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_filesystem_is_for_a_person() {
+    use std::os::unix::fs::FileExt;
+    let f = on_loop_devices().await;
+    let volume = f.create("csi-damaged", SIZE, &ext4()).await;
+    let staging = f.path("staging");
+    f.stage(&volume, &staging, &ext4()).await.unwrap();
+    std::fs::write(Path::new(&staging).join("data"), "precious").unwrap();
+    f.unstage(&volume, &staging).await.unwrap();
+    // What is behind the superblock of every group goes: descriptors, bitmaps, inodes.
+    let id = volume.volume_id.parse().unwrap();
+    let device = f.machine.service.attach(&id).await.unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&device).unwrap();
+    for group in 0..2 {
+        file.write_all_at(&[0xff; 256 << 10], (group * 8192 + 2) * 1024).unwrap();
+    }
+    file.sync_all().unwrap();
+    drop(file);
+    refused(f.stage(&volume, &staging, &ext4()).await, Code::FailedPrecondition, &["e2fsck -n", "nothing was mounted"]);
+    assert!(f.mounted(&staging).await.is_empty());
+    f.unstage(&volume, &staging).await.unwrap();
+    f.delete(&volume).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_option_that_no_kernel_knows_is_named() {
+    let f = on_loop_devices().await;
+    let odd = suite::fixture::mount_with("ext4", Mode::SingleNodeWriter, &["no-such-option"]);
+    let volume = f.create("csi-odd", SIZE, &odd).await;
+    let staging = f.path("staging");
+    refused(f.stage(&volume, &staging, &odd).await, Code::InvalidArgument, &["no-such-option", "dmesg"]);
+    assert!(!Path::new(&staging).exists());
+    f.unstage(&volume, &staging).await.unwrap();
+    f.delete(&volume).await;
 }

@@ -99,7 +99,7 @@ impl Inner {
     }
 
     pub(super) async fn unpublish(&self, id: &VolumeId, at: &Path) -> Result<()> {
-        let device = self.whatever_is_left_of(id).await?;
+        let device = self.whatever_is_left_of(id).await;
         self.clear(id, at, device).await?;
         target::remove(at)
     }

@@ -189,7 +189,7 @@ impl Inner {
     }
 
     pub(super) async fn unstage(&self, id: &VolumeId, staging: &Path) -> Result<()> {
-        let device = self.whatever_is_left_of(id).await?;
+        let device = self.whatever_is_left_of(id).await;
         self.clear(id, staging, device).await?;
         if let Some(device) = device {
             let mounts = self.mounter.mounts().await?;
