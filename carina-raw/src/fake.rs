@@ -1,7 +1,9 @@
 //! Disks in memory that can be cut off in the middle of anything.
 
 // Figures here are those of small disks in memory.
-#![allow(clippy::cast_possible_truncation)]
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
+// The fuzz target needs less of it than the tests.
+#![cfg_attr(not(test), allow(dead_code))]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -59,6 +61,11 @@ impl FakeDisk {
         let state = self.state();
         let copied = State { pages: state.pages.clone(), kernel: state.kernel.clone(), ..State::default() };
         Self { size: self.size, sector: self.sector, state: Arc::new(Mutex::new(copied)) }
+    }
+
+    /// Whether another disk holds the same.
+    pub(crate) fn same_bytes(&self, other: &Self) -> bool {
+        self.state().pages == other.state().pages
     }
 
     /// Lets the power fail after this many changes, the next one being made by half.

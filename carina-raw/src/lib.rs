@@ -9,8 +9,11 @@
 mod backend;
 mod blkpg;
 mod device;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod fake;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod guid;
 mod host;
 mod member;
