@@ -15,6 +15,7 @@ use tokio::sync::OnceCell;
 use crate::argv::{self, Dialect};
 use crate::figures;
 use crate::groups::{Group, Groups, Picture};
+use crate::layout::OurVolume;
 use crate::members::blocking;
 use crate::tags;
 
@@ -98,14 +99,9 @@ impl LvmBackend {
         self.groups.picture(self.dialect().await?).await
     }
 
-    pub(crate) async fn forget(&self) {
-        self.groups.forget().await;
-    }
-
     /// The picture from a new look at every disk.
     pub(crate) async fn rescan(&self) -> Result<Picture> {
-        self.forget().await;
-        self.picture().await
+        self.groups.rescan(self.dialect().await?).await
     }
 
     pub(crate) async fn group(&self, name: &GroupName) -> Result<Arc<Group>> {
@@ -128,24 +124,23 @@ impl LvmBackend {
         Ok(figures::device_group(name, group, self.config.reserve, health))
     }
 
-    /// The volumes of all groups for which the condition holds, ordered by id.
-    async fn volumes(&self, mut wanted: impl FnMut(&Volume) -> bool) -> Result<Vec<Volume>> {
+    /// The volumes of all groups for which the condition holds, ordered by id; those of another cluster
+    /// are not among them.
+    async fn volumes(&self, wanted: impl Fn(&OurVolume) -> bool + Send + 'static) -> Result<Vec<Volume>> {
         let picture = self.picture().await?;
         let cluster = self.config.cluster.clone();
-        let mut volumes = blocking(move || {
+        blocking(move || {
             let mut volumes = Vec::new();
             for (name, group) in &picture.ours {
-                let ours = group.layout().our_volumes().into_values();
                 let mine =
-                    ours.filter(|v| v.record.cluster.is_none() || cluster.is_none() || v.record.cluster == cluster);
-                volumes.extend(mine.filter_map(|volume| figures::volume(name, group, &volume)));
+                    |v: &OurVolume| v.record.cluster.is_none() || cluster.is_none() || v.record.cluster == cluster;
+                let ours = group.layout().our_volumes().into_values().filter(|v| mine(v) && wanted(v));
+                volumes.extend(ours.filter_map(|volume| figures::volume(name, group, &volume)));
             }
+            volumes.sort_by(|a, b| a.id.cmp(&b.id));
             volumes
         })
-        .await?;
-        volumes.retain(|volume| wanted(volume));
-        volumes.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(volumes)
+        .await
     }
 }
 
@@ -202,11 +197,13 @@ impl VolumeBackend for LvmBackend {
     }
 
     async fn get(&self, id: &VolumeId) -> Result<Option<Volume>> {
-        Ok(self.volumes(|volume| volume.id == *id).await?.pop())
+        let id = id.clone();
+        Ok(self.volumes(move |volume| volume.id == id).await?.pop())
     }
 
     async fn find(&self, name: &VolumeName) -> Result<Option<Volume>> {
-        Ok(self.volumes(|volume| volume.name == *name).await?.pop())
+        let name = name.clone();
+        Ok(self.volumes(move |volume| volume.record.name == name).await?.pop())
     }
 
     async fn attach(&self, id: &VolumeId) -> Result<PathBuf> {

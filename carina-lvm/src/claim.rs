@@ -71,7 +71,7 @@ impl LvmBackend {
             let devices = marked.iter().cloned().collect();
             let scope = Scope { dialect: self.dialect().await?, group: name.as_str(), devices: &devices };
             self.runner().run(&argv::pv_remove(&scope, &marked)).await?;
-            self.forget().await;
+            self.rescan().await?;
         }
         Err(output?.failure(what, command, false).into())
     }

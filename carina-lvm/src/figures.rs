@@ -122,6 +122,13 @@ pub fn volume(name: &GroupName, group: &Group, ours: &OurVolume) -> Option<Volum
                 }
                 _ => {}
             }
+            if !ours.zero && !volume.health.is_failed() {
+                let evidence = format!(
+                    "its pool does not zero new blocks, so what another wrote may show: lvchange --zero y {vg}/{}",
+                    ours.pool
+                );
+                volume.health = Health::Degraded { evidence };
+            }
             if device.read_only {
                 volume.health = failed("its device is read-only".to_owned());
             }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::argv::{self, Dialect, Scope};
 use crate::header::{Key, PhysicalVolume};
 use crate::layout::Layout;
-use crate::members::{self, Found, State, blocking};
+use crate::members::{self, Found, Look, Reader, State};
 use crate::report;
 use crate::text::Text;
 
@@ -67,6 +67,7 @@ pub struct Picture {
 /// The cache.
 pub struct Groups {
     runner: Arc<dyn CommandRunner>,
+    reader: Reader,
     picture: Mutex<Option<Kept>>,
 }
 
@@ -90,7 +91,7 @@ impl Group {
 impl Groups {
     /// A cold cache.
     pub fn new(runner: Arc<dyn CommandRunner>) -> Self {
-        Self { runner, picture: Mutex::new(None) }
+        Self { runner, reader: Reader::default(), picture: Mutex::new(None) }
     }
 
     /// The groups as they are now. Warm, this costs a read of 512 bytes a group; where that says that a
@@ -102,23 +103,32 @@ impl Groups {
         let mut kept = self.picture.lock().await;
         if let Some(Kept { picture, scanned }) = kept.as_mut() {
             let trouble = picture.ours.values().any(|group| !group.problems.is_empty());
-            if !(trouble && scanned.elapsed() >= RECHECK) && refresh(picture).await {
+            if !(trouble && scanned.elapsed() >= RECHECK) && self.refresh(picture).await {
                 return Ok(picture.clone());
             }
         }
-        let picture = self.scan(dialect).await?;
+        let before = kept.take().map(|kept| kept.picture);
+        let picture = self.scan(dialect, before).await?;
         *kept = Some(Kept { picture: picture.clone(), scanned: Instant::now() });
         Ok(picture)
     }
 
-    /// Forgets everything: the next look scans all disks.
-    pub async fn forget(&self) {
-        *self.picture.lock().await = None;
+    /// The groups from a new look at every disk.
+    ///
+    /// # Errors
+    /// What LVM or the disks failed with.
+    pub async fn rescan(&self, dialect: Dialect) -> Result<Picture> {
+        let mut kept = self.picture.lock().await;
+        let before = kept.take().map(|kept| kept.picture);
+        let picture = self.scan(dialect, before).await?;
+        *kept = Some(Kept { picture: picture.clone(), scanned: Instant::now() });
+        Ok(picture)
     }
 
-    /// Looks at every disk, and has LVM report on each group of ours that was found.
-    async fn scan(&self, dialect: Dialect) -> Result<Picture> {
-        let found = members::find().await?;
+    /// Looks at every disk, and has LVM report on each group of ours that was found. A group of `before`
+    /// whose disks have all gone silent is kept as it was: it is in trouble, and not deleted.
+    async fn scan(&self, dialect: Dialect, before: Option<Picture>) -> Result<Picture> {
+        let Look { found, silent } = self.reader.find().await?;
         let mut picture = Picture::default();
         let mut groups: BTreeMap<String, (&Found, &State)> = BTreeMap::new();
         for (device, state) in found.iter().filter_map(|f| Some((f, f.state.as_ref()?.as_ref().ok()?))) {
@@ -152,9 +162,61 @@ impl Groups {
                 }
             }
         }
+        for (name, group) in before.into_iter().flat_map(|before| before.ours) {
+            let gone = |device: &PathBuf| silent.contains(device) || !device.exists();
+            if !picture.ours.contains_key(&name) && group.devices.iter().all(gone) {
+                let problem = format!(
+                    "none of its disks ({}) answers: see `dmesg`, and whether they are still plugged in",
+                    list(&group.devices)
+                );
+                let group = Group { problems: vec![problem], ..Group::clone(&group) };
+                picture.ours.insert(name, Arc::new(group));
+            }
+        }
         let loose = found.iter().map(|f| f.device.clone()).filter(|device| !members.contains(device));
         picture.loose = loose.collect();
         Ok(picture)
+    }
+
+    /// Re-reads what changed; `false` if only a scan can tell.
+    async fn refresh(&self, picture: &mut Picture) -> bool {
+        for group in picture.ours.values_mut() {
+            let Some(source) = group.source.clone() else {
+                if group.problems.is_empty() {
+                    return false;
+                }
+                continue;
+            };
+            let device = source.device.clone();
+            if group.problems.is_empty() && !group.devices.iter().all(|device| device.exists()) {
+                return false;
+            }
+            let read = self.reader.read(&device, move |_| reread(&source)).await;
+            match read {
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some((source, state)))) => {
+                    let (old, new) = (group.layout(), &state.text.layout);
+                    if old.disks != new.disks || old.uuid != new.uuid || old.name != new.name || old.tags != new.tags {
+                        return false;
+                    }
+                    let group = Arc::make_mut(group);
+                    group.room = state.header.room();
+                    group.text = state.text;
+                    group.source = Some(source);
+                }
+                // Known to be in trouble: looked at again in a while.
+                Ok(Err(_)) | Err(_) if !group.problems.is_empty() => {}
+                Ok(Err(problem)) => {
+                    tracing::warn!("{}: {problem}", group.layout().name);
+                    return false;
+                }
+                Err(error) => {
+                    tracing::warn!("{}: {error}", group.layout().name);
+                    return false;
+                }
+            }
+        }
+        true
     }
 
     /// A group in LVM's own words, joined with what only the text says.
@@ -205,39 +267,6 @@ impl Groups {
         }
         Ok(group)
     }
-}
-
-/// Re-reads what changed; `false` if only a scan can tell.
-async fn refresh(picture: &mut Picture) -> bool {
-    for group in picture.ours.values_mut() {
-        let Some(source) = group.source.clone() else { return false };
-        if !group.devices.iter().all(|device| device.exists()) {
-            return false;
-        }
-        let read = blocking(move || reread(&source)).await;
-        match read {
-            Ok(Ok(None)) => {}
-            Ok(Ok(Some((source, state)))) => {
-                let (old, new) = (group.layout(), &state.text.layout);
-                if old.disks != new.disks || old.uuid != new.uuid || old.name != new.name || old.tags != new.tags {
-                    return false;
-                }
-                let group = Arc::make_mut(group);
-                group.room = state.header.room();
-                group.text = state.text;
-                group.source = Some(source);
-            }
-            Ok(Err(problem)) => {
-                tracing::warn!("{}: {problem}", group.layout().name);
-                return false;
-            }
-            Err(error) => {
-                tracing::warn!("{}: {error}", group.layout().name);
-                return false;
-            }
-        }
-    }
-    true
 }
 
 /// The state that a disk's header points to, if it is another than before.

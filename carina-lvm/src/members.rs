@@ -4,9 +4,11 @@
 //! A tenant can make a VG of our name, with our tag, in its volume. So device-mapper devices are never
 //! looked at, nor is a partition that was handed out as a raw volume.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carina_core::{Error, Result};
@@ -14,7 +16,7 @@ use carina_core::{Error, Result};
 use crate::header::{AreaHeader, Key, Label, PhysicalVolume};
 use crate::text::Text;
 
-/// How long a disk may take to give its first sectors before it is left out.
+/// How long a disk may take to give what is read of it.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// What the GPT names of partitions that Carina hands out begin with.
 const HANDED_OUT: &str = "carina.io";
@@ -41,30 +43,81 @@ pub struct State {
     pub text: Text,
 }
 
-/// Every physical volume of this node, by device.
-///
-/// # Errors
-/// [`Error::Precondition`] without the privilege to read disks.
-pub async fn find() -> Result<Vec<Found>> {
-    let blocks = blocking(|| candidates(Path::new("/sys/class/block"), Path::new("/dev"))).await??;
-    let mut reads = Vec::new();
-    for device in blocks {
-        let path = device.clone();
-        reads.push((device, tokio::task::spawn_blocking(move || look(&path))));
-    }
-    let mut found = Vec::new();
-    for (device, read) in reads {
-        // Each device in a thread of its own: a stuck one is left out and holds up no other.
+/// What a look at all devices found.
+#[derive(Debug, Clone, Default)]
+pub struct Look {
+    /// The physical volumes.
+    pub found: Vec<Found>,
+    /// The devices that gave no answer.
+    pub silent: BTreeSet<PathBuf>,
+}
+
+/// Reads disks, each in a thread of its own: a stuck one is waited for once, and then left out until it
+/// answers.
+#[derive(Debug, Clone, Default)]
+pub struct Reader {
+    stuck: Arc<Mutex<BTreeSet<PathBuf>>>,
+}
+
+impl Reader {
+    /// Runs what reads a device.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if the device gives no answer, or gave none to an earlier read that still waits.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        device: &Path,
+        work: impl FnOnce(&Path) -> T + Send + 'static,
+    ) -> Result<T> {
+        let silent = || Error::TimedOut(format!("{} gives no answer; see `dmesg`", device.display()));
+        if self.stuck().contains(device) {
+            return Err(silent());
+        }
+        let (path, reader) = (device.to_owned(), self.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let done = work(&path);
+            reader.stuck().remove(&path);
+            done
+        });
         match tokio::time::timeout(DEADLINE, read).await {
-            Ok(Ok(Ok(Some(one)))) => found.push(one),
-            Ok(Ok(Ok(None))) => {}
-            Ok(Ok(Err(error @ Error::Precondition(_)))) => return Err(error),
-            Ok(Ok(Err(error))) => tracing::debug!("{}: {error}", device.display()),
-            Ok(Err(error)) => tracing::warn!("{}: {error}", device.display()),
-            Err(_) => tracing::warn!("{} gave no answer within {DEADLINE:?} and is left out", device.display()),
+            Ok(done) => done.map_err(|e| Error::TimedOut(format!("{}: {e}", device.display()))),
+            Err(_) => {
+                self.stuck().insert(device.to_owned());
+                Err(silent())
+            }
         }
     }
-    Ok(found)
+
+    fn stuck(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every physical volume of this node, by device.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] without the privilege to read disks.
+    pub async fn find(&self) -> Result<Look> {
+        let blocks = blocking(|| candidates(Path::new("/sys/class/block"), Path::new("/dev"))).await??;
+        let mut looks = Vec::new();
+        for device in blocks {
+            let reader = self.clone();
+            let look = tokio::spawn(async move { (reader.read(&device, look).await, device) });
+            looks.push(look);
+        }
+        let mut all = Look::default();
+        for look in looks {
+            let Ok((look, device)) = look.await else { continue };
+            match look {
+                Ok(Ok(found)) => all.found.extend(found),
+                Ok(Err(error @ Error::Precondition(_))) => return Err(error),
+                Ok(Err(error)) | Err(error) => {
+                    tracing::warn!("{error}");
+                    all.silent.insert(device);
+                }
+            }
+        }
+        Ok(all)
+    }
 }
 
 /// What one device is, if it is a physical volume.
@@ -86,7 +139,7 @@ pub fn read_state(volume: &PhysicalVolume, area: (u64, u64)) -> Result<State, St
     Ok(State { header, key, text: Text::parse(&text)? })
 }
 
-/// Runs what blocks in a thread of its own, with a deadline.
+/// Runs what may block in a thread of its own, with a deadline.
 ///
 /// # Errors
 /// [`Error::TimedOut`] if it takes too long.
@@ -94,7 +147,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     match tokio::time::timeout(DEADLINE, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(e)) => Err(Error::TimedOut(format!("a read of the system ended without a result: {e}"))),
-        Err(_) => Err(Error::TimedOut(format!("a disk gave no answer within {DEADLINE:?}; see `dmesg`"))),
+        Err(_) => Err(Error::TimedOut(format!("the kernel gave no answer within {DEADLINE:?}; see `dmesg`"))),
     }
 }
 
