@@ -24,6 +24,8 @@ mod strategy;
 mod tie;
 mod view;
 
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod simulator;
 
 pub use carina_core::Strategy;

@@ -1,6 +1,7 @@
 //! `cargo xtask soak`: cuts the power of a machine that makes, grows and
 //! deletes volumes, again and again on the same disks, and has it check after
-//! each cut that no acknowledged volume is lost and no space has leaked.
+//! each cut that no acknowledged volume is lost and no space has leaked. Before
+//! that, placement is compared with its oracle on millions of random cases.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -30,13 +31,16 @@ const LATEST_CUT: Duration = Duration::from_secs(8);
 /// How often to cut the power, and when.
 #[derive(Debug, Args)]
 pub struct Soak {
-    /// How often the power is cut.
+    /// How often the power is cut; 0 leaves the machine alone.
     #[arg(long, default_value_t = 20)]
     rounds: u32,
     /// Chooses the operations and the moments of the cuts; the time of day if
     /// not given. It is printed.
     #[arg(long)]
     seed: Option<u64>,
+    /// On how many random cases placement is compared with its oracle.
+    #[arg(long, default_value_t = 3_000_000)]
+    placements: u64,
     /// What runs the guest.
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     accel: Choice,
@@ -45,7 +49,8 @@ pub struct Soak {
 impl Soak {
     /// The short form that CI runs.
     pub fn short() -> Self {
-        Self { rounds: 3, seed: Some(1), accel: Choice::Auto }
+        // The tests compare enough placements.
+        Self { rounds: 3, seed: Some(1), placements: 0, accel: Choice::Auto }
     }
 
     /// Runs all rounds; the exit code says whether everything held.
@@ -53,6 +58,10 @@ impl Soak {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let seed = self.seed.unwrap_or(now.as_secs());
         let started = Instant::now();
+        compare_placements(self.placements, seed)?;
+        if self.rounds == 0 {
+            return Ok(0);
+        }
         println!("soak: {} rounds, seed {seed}", self.rounds);
         let build = ["build", "-p", "carina-lvm", "--features", "guest", "--example", PROGRAM];
         let program = workspace::build(&build)?.remove(PROGRAM).context("cargo built no soak program")?;
@@ -90,6 +99,20 @@ impl Soak {
         );
         Ok(0)
     }
+}
+
+/// Runs the scheduler's oracle, from the seed on.
+fn compare_placements(cases: u64, seed: u64) -> Result<()> {
+    if cases == 0 {
+        return Ok(());
+    }
+    println!("soak: placement against its oracle on {cases} cases from {seed} on");
+    let mut test = workspace::cargo();
+    test.args(["test", "--quiet", "--release", "-p", "carina-sched", "--test", "oracle", "--", "--nocapture"])
+        .env("CARINA_CASES", cases.to_string())
+        .env("CARINA_SEED", seed.to_string());
+    let status = test.status().context("cargo did not run")?;
+    if status.success() { Ok(()) } else { Err(Error::new("placement differs from its oracle; the case is above")) }
 }
 
 struct Rig<'a> {
