@@ -50,19 +50,19 @@ impl Input<'_> {
     }
 
     fn medium(&mut self) -> Medium {
-        if self.byte() % 2 == 0 { Medium::Ssd } else { Medium::Hdd }
+        if self.byte().is_multiple_of(2) { Medium::Ssd } else { Medium::Hdd }
     }
 
     fn report(&mut self) -> NodeReport {
         let groups = (0..self.byte() % 5).map(|_| self.group()).collect();
         let mut report = NodeReport::new(format!("node-{}", self.byte() % FEW), groups);
-        report.ready = self.byte() % 8 != 0;
+        report.ready = !self.byte().is_multiple_of(8);
         report.sequence = u64::from(self.byte() % 4);
         report
     }
 
     fn group(&mut self) -> GroupReport {
-        let raw = self.byte() % 3 == 0;
+        let raw = self.byte().is_multiple_of(3);
         let disks = if raw { (0..self.byte() % 4).map(|_| self.disk()).collect() } else { Vec::new() };
         let group = DeviceGroup {
             name: self.group_name(),
@@ -93,7 +93,7 @@ impl Input<'_> {
             size: self.figure(),
             gaps: (0..self.byte() % 5).map(|_| Gap { start: self.figure(), size: self.figure() }).collect(),
             partitions: u32::from(self.byte()),
-            exclusive: self.byte() % 4 == 0,
+            exclusive: self.byte().is_multiple_of(4),
         }
     }
 
@@ -106,15 +106,15 @@ impl Input<'_> {
         };
         let size = self.figure();
         let kind = self.byte();
-        let mut claim = if kind % 3 == 0 {
-            Claim::raw(volume, size, group, kind % 2 == 0)
+        let mut claim = if kind.is_multiple_of(3) {
+            Claim::raw(volume, size, group, kind.is_multiple_of(2))
         } else {
             Claim::lvm(volume, size, group)
         };
-        if kind % 5 == 0 {
+        if kind.is_multiple_of(5) {
             claim.layout = Layout::Linear;
         }
-        if kind % 7 == 0 {
+        if kind.is_multiple_of(7) {
             claim.may_grow_to = Some(self.figure());
         }
         Some(claim)
@@ -124,7 +124,7 @@ impl Input<'_> {
         let pod = PodId(format!("pod-{}", self.byte() % FEW));
         let claims = (0..self.byte() % 12).filter_map(|_| self.claim()).collect();
         let mut request = PodRequest::new(pod, claims);
-        if self.byte() % 8 == 0
+        if self.byte().is_multiple_of(8)
             && let Some(volume) = self.name("volume-")
         {
             request.bound.push(BoundClaim { volume, node: format!("node-{}", self.byte() % FEW) });

@@ -156,6 +156,16 @@ impl Trace {
         Ok(Self { name: name.to_owned(), node: database_node(), nodes, events })
     }
 
+    /// The same workload on another number of nodes.
+    ///
+    /// # Errors
+    /// [`TraceError`] if the number can't be.
+    pub fn with_nodes(mut self, nodes: usize) -> Result<Self, TraceError> {
+        check_nodes(nodes)?;
+        self.nodes = nodes;
+        Ok(self)
+    }
+
     /// Reads a trace from JSON.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ mod plan;
 mod progress;
 mod serve;
 mod serving;
+mod sim;
 mod volumes;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ enum Command {
     Ls(volumes::List),
     Expand(volumes::Expand),
     Rm(volumes::Remove),
+    Sim(sim::Sim),
     Completion(completion::Completion),
 }
 
@@ -82,6 +84,7 @@ fn run(command: Command, options: &Options) -> Result<(), Failure> {
             Command::Ls(list) => list.run(options).await,
             Command::Expand(expand) => expand.run(options).await,
             Command::Rm(remove) => remove.run(options).await,
+            Command::Sim(sim) => sim.run(options),
             Command::Completion(completion) => completion.run(),
         }
     })
