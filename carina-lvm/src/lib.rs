@@ -2,8 +2,8 @@
 //!
 //! Each volume is a thin pool `thin-<pv>` with one thin volume `volume-<pv>` in it, both of the volume's
 //! size, in a volume group of bare disks: what `pvs`, `vgs` and `lvs` show is what operators of Carina
-//! know. Changes go through LVM's own commands ([`argv`](self), one a create or delete, two at most for an
-//! expansion); reading costs no process: the layout is kept and re-read from the disks' own metadata when
+//! know. Changes go through LVM's own commands: one process for a create or a delete, two at most for an
+//! expansion. Reading costs none: the layout is kept, and read again from the disks' own metadata when
 //! its header says that it changed.
 //!
 //! State lives on the disks alone. The tags of a group and of a pool say that Carina made them, and are the

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use carina_core::exec::{Command, Output};
 use carina_core::{
@@ -16,6 +17,11 @@ use crate::groups::Group;
 use crate::layout::OurVolume;
 use crate::names;
 use crate::tags::{self, Record};
+
+/// How often an open device is looked at before it counts as in use, where udevd runs.
+const UDEV_LOOKS: u32 = 15;
+/// The time between two looks.
+const UDEV_LOOK: Duration = Duration::from_millis(100);
 
 /// A volume of ours where it was found.
 pub struct Place {
@@ -251,8 +257,7 @@ impl LvmBackend {
         let in_use = || {
             Error::InUse(format!("volume {id} is mounted or held open; unmount it (unstage it) before it is deleted"))
         };
-        let device = figures::ask(&names::dm_name(name.as_str(), id.as_str())).map_err(Error::Precondition)?;
-        if device.is_some_and(|device| device.open_count > 0) {
+        if !self.is_closed(&names::dm_name(name.as_str(), id.as_str())).await? {
             return Err(in_use());
         }
         let output = self.runner().run(&command).await?;
@@ -269,6 +274,22 @@ impl LvmBackend {
                 .failure(format!("{what}: nothing was removed, for its pool changed meanwhile"), &command, true)
                 .into()),
         }
+    }
+
+    /// Whether nobody has the device open. Where udevd runs it looks into a device that was written to, for
+    /// a moment: that is waited for.
+    async fn is_closed(&self, device: &str) -> Result<bool> {
+        let looks = if self.dialect().await?.udev { UDEV_LOOKS } else { 1 };
+        for look in 0..looks {
+            if look > 0 {
+                tokio::time::sleep(UDEV_LOOK).await;
+            }
+            let device = figures::ask(device).map_err(Error::Precondition)?;
+            if device.is_none_or(|device| device.open_count == 0) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// A volume of that name that isn't ours is not "removed already".

@@ -237,16 +237,17 @@ async fn no_tenant_reads_what_another_wrote() {
     let lab = Lab::with_group().await;
     let first = lab.create("first", Bytes::mib(64)).await.unwrap();
     let device = lab.backend.attach(&first.id).await.unwrap();
-    for at in 0..64u64 {
-        write_at(&device, at << 20, &[0xa5; 1 << 20]);
-    }
+    write_at(&device, 0, &vec![0xa5; 64 << 20]);
     lab.backend.delete(&first.id).await.unwrap();
     let second = lab.create("second", Bytes::mib(64)).await.unwrap();
     let device = lab.backend.attach(&second.id).await.unwrap();
     // A block of its own in each chunk: the rest of the chunk must not be the other's.
+    let mut file = OpenOptions::new().write(true).open(&device).unwrap();
     for at in (0..64u64 << 20).step_by(64 << 10) {
-        write_at(&device, at + 4096, &[1; 4096]);
+        file.seek(SeekFrom::Start(at + 4096)).unwrap();
+        file.write_all(&[1; 4096]).unwrap();
     }
+    file.sync_all().unwrap();
     let mut all = Vec::new();
     sh("echo 3 > /proc/sys/vm/drop_caches");
     OpenOptions::new().read(true).open(&device).unwrap().read_to_end(&mut all).unwrap();
