@@ -255,8 +255,9 @@ impl DeviceGroup {
                 self.raw_disks.len()
             );
         }
+        let volumes = if self.volumes == 1 { "volume" } else { "volumes" };
         format!(
-            "{} of {} free, {} promised to {} volumes, {} kept in reserve; add a disk, delete volumes or ask for less",
+            "{} of {} free, {} promised to {} {volumes}, {} kept in reserve; add a disk, delete volumes or ask for less",
             self.free, self.size, self.volumes_size, self.volumes, self.reserve
         )
     }

@@ -1,6 +1,12 @@
 //! The demo: as it is run first by anybody, root or not, with or without tools.
 
-use crate::machine::{Machine, Ran};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::machine::{Machine, Ran, mounting};
 
 /// What the demo shows in every cast.
 fn shows_the_whole_life(ran: &Ran) {
@@ -42,6 +48,7 @@ fn leaves_nothing(machine: &Machine) {
 
 #[test]
 fn the_demo_shows_the_whole_life_and_leaves_nothing() {
+    let _mounting = mounting();
     let machine = Machine::new();
     let ran = machine.carina(&["demo"]).ok();
     shows_the_whole_life(&ran);
@@ -62,6 +69,23 @@ fn the_demo_needs_no_rights() {
 }
 
 #[test]
+fn an_interrupted_demo_cleans_up_too() {
+    let _mounting = mounting();
+    let machine = Machine::new();
+    let mut child = machine.command(&["demo"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    // Something is mounted by now, for real where that is possible, and more is to come.
+    assert!(lines.any(|line| line.unwrap().contains("NodePublishVolume volume-database")));
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    lines.for_each(drop);
+    let ended = child.wait_with_output().unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    // A demo that is all in memory may have come to its end first.
+    assert!(ended.status.success() || said == "carina: error: interrupted\n", "{said}");
+    leaves_nothing(&machine);
+}
+
+#[test]
 fn the_demo_makes_do_without_xfs() {
     let machine = Machine::new();
     let Some(ran) = machine.carina_without(&["mkfs.xfs"], &["demo"]) else { return };
@@ -75,6 +99,7 @@ fn the_demo_makes_do_without_xfs() {
 
 #[test]
 fn the_demo_is_told_in_json_too_and_keeps_its_folder_if_asked() {
+    let _mounting = mounting();
     let machine = Machine::new();
     let chapters = machine.carina(&["demo", "--output", "json", "--keep"]).ok().json();
     let chapters = chapters.as_array().unwrap();

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -16,6 +17,15 @@ use tempfile::TempDir;
 pub const DEADLINE: Duration = Duration::from_secs(60);
 /// The user `nobody`.
 const NOBODY: u32 = 65534;
+
+/// A new mount namespace has every mount of that moment, and so holds its device until it ends: tests that
+/// mount take turns with those that make one.
+static MOUNTS: RwLock<()> = RwLock::new(());
+
+/// Held by a test that mounts.
+pub fn mounting() -> RwLockReadGuard<'static, ()> {
+    MOUNTS.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The machine.
 pub struct Machine {
@@ -119,6 +129,7 @@ impl Machine {
         if !nix::unistd::geteuid().is_root() {
             return None;
         }
+        let _alone = MOUNTS.write().unwrap_or_else(PoisonError::into_inner);
         // In a mount namespace of its own, so that only this command misses them.
         let mut script = String::new();
         for program in programs {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use carina_core::Engine;
-use carina_csi::NodeName;
+use carina_csi::{Endpoint, NodeName};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -35,13 +35,15 @@ impl Serve {
         let mut signals = Signals::new()?;
         let name = NodeName::new(options.node_name()?)
             .map_err(|e| Failure::new(Class::Usage, format!("{e}, with --node-name")))?;
-        let bound = Bound::listen(&self.endpoint)?;
-        let node = RunningNode::start(options, &format!("carina serve --endpoint {}", self.endpoint)).await?;
+        // Said in full, so that whoever is told of it can use it from anywhere.
+        let endpoint = format!("unix://{}", self.endpoint.parse::<Endpoint>()?.path().display());
+        let bound = Bound::listen(&endpoint)?;
+        let node = RunningNode::start(options, &format!("carina serve --endpoint {endpoint}")).await?;
         let mut config = node.config;
         let at_start = (config.config.reserve, config.config.minimum_disk_size);
         self.group(&node.engine, &config).await;
         let mut serving = bound.start(&node.engine, node::mounter(options.backend, &node.engine), name);
-        output::print(&format!("carina: ready on {}", self.endpoint))?;
+        output::print(&format!("carina: ready on {endpoint}"))?;
         loop {
             tokio::select! {
                 heard = signals.next(config.config.scan_interval) => match heard {

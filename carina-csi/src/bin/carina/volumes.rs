@@ -60,8 +60,8 @@ pub struct Create {
 /// List volumes, or groups.
 #[derive(Debug, Args)]
 pub struct List {
-    /// List the groups with their room instead
-    #[arg(long, conflicts_with = "endpoint")]
+    /// List the groups with their room instead: read from the disks, never through a server
+    #[arg(long)]
     groups: bool,
     #[command(flatten)]
     through: Through,
