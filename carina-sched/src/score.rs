@@ -336,7 +336,8 @@ fn score_lanes(
         let need = need(page.extent[lane]);
         let footprint = need.footprint(page.spare[lane]);
         fits[lane] &= need.size <= page.promise[lane] && footprint <= page.room[lane] && need.count <= page.slots[lane];
-        sums[lane] += points(weights, need.size, page.promise[lane].min(page.room[lane]));
+        let points = points(weights, need.size, page.promise[lane].min(page.room[lane]));
+        sums[lane] = sums[lane].wrapping_add(points);
     }
 }
 

@@ -37,7 +37,7 @@ impl Judge for Strategy {
         let tight = tightness(asked, before);
         match self {
             Self::Binpack => tight,
-            Self::Spreadout => POINTS - tight,
+            Self::Spreadout => POINTS.saturating_sub(tight),
         }
     }
 }
