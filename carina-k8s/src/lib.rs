@@ -3,6 +3,7 @@
 //! node has; the controller places volumes and waits for the agents.
 
 pub mod condition;
+pub mod controller;
 pub mod crds;
 mod exposition;
 pub mod failure;

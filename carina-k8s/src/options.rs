@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use carina_core::{Error, VolumeType};
+use carina_core::Error;
 use carina_csi::{Endpoint, NodeName};
 use clap::{Parser, ValueEnum};
 
@@ -29,9 +29,10 @@ pub struct NodeOptions {
     /// The config file: which disks may be claimed. It is read again when it changes.
     #[arg(long, default_value = "/etc/carina/config.json")]
     pub config: PathBuf,
-    /// What the volumes are made on: the LVM2 of this machine, or simulated disks, for trials.
-    #[arg(long, value_enum, default_value_t = BackendKind::Lvm)]
-    pub backend: BackendKind,
+    /// What the volumes are made on: the LVM2 and the raw disks of this machine, or, for trials, simulated
+    /// disks alone.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [BackendKind::Lvm, BackendKind::Raw])]
+    pub backend: Vec<BackendKind>,
     /// Where simulated disks are kept.
     #[arg(long, default_value = "/var/lib/carina/sim")]
     pub sim_dir: PathBuf,
@@ -74,18 +75,10 @@ pub struct ControllerOptions {
 pub enum BackendKind {
     /// The LVM2 of this machine.
     Lvm,
+    /// The raw disks of this machine.
+    Raw,
     /// Simulated disks, kept in files.
     Sim,
-}
-
-impl BackendKind {
-    /// The kind of volumes that it makes.
-    #[must_use]
-    pub const fn volume_type(self) -> VolumeType {
-        match self {
-            Self::Lvm | Self::Sim => VolumeType::Lvm,
-        }
-    }
 }
 
 /// An address to listen on: `host:port`, or `:port` for every address of the machine.

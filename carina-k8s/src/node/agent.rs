@@ -31,17 +31,17 @@ pub async fn run(
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
     let config = settings::read(&options.config);
-    let backend = storage::backend(&options, &config)?;
+    let backends = storage::backends(&options, &config)?;
     let placement = Arc::new(OneMachine::new(config.strategy));
     // Ports are taken first, and say "not ready" until recovery is done.
     let ready = web::Ready::default();
     let http = web::listen(options.http_addr).await?;
     let metrics = web::listen(options.metrics_addr).await?;
-    let (engine, recovery) = Engine::start(vec![backend], Arc::clone(&placement) as _, Retry::default()).await?;
+    let (engine, recovery) = Engine::start(backends, Arc::clone(&placement) as _, Retry::default()).await?;
     let changed = Arc::new(Notify::new());
     let node = options.node_name.as_str().to_owned();
 
-    let mounter = storage::mounter(&options, &engine)?;
+    let mounter = storage::mounter(&options, &engine);
     let driver = Driver::new().node(options.node_name.clone(), Arc::new(engine.clone()), mounter);
     let csi = tokio::spawn(driver.serve(options.csi_address.listen()?, until_stopped(stopped.clone())));
 

@@ -5,32 +5,46 @@ use std::sync::Arc;
 use carina_core::config::Config;
 use carina_core::exec::ProcessRunner;
 use carina_core::sim::{SimBackend, SimNode};
-use carina_core::{Engine, Error, Result, VolumeBackend};
+use carina_core::{Engine, Error, Result, VolumeBackend, VolumeType};
 use carina_csi::{LinuxMounter, MemoryMounter, Mounter};
 use carina_lvm::{LvmBackend, LvmConfig};
+use carina_raw::{HostDisks, RawBackend};
 
 use crate::options::{BackendKind, NodeOptions};
 
-/// The backend that the options name.
+/// The backends that the options name.
 ///
 /// # Errors
-/// If it cannot be had on this machine.
-pub fn backend(options: &NodeOptions, config: &Config) -> Result<Arc<dyn VolumeBackend>> {
-    match options.backend {
+/// If one cannot be had on this machine, or simulated disks are to be mixed with real ones.
+pub fn backends(options: &NodeOptions, config: &Config) -> Result<Vec<Arc<dyn VolumeBackend>>> {
+    if options.backend.contains(&BackendKind::Sim) && options.backend.iter().any(|kind| *kind != BackendKind::Sim) {
+        return Err(Error::InvalidArgument(
+            "--backend names sim and a real backend; simulated disks are for trials of their own".to_owned(),
+        ));
+    }
+    let mut kinds = options.backend.clone();
+    kinds.dedup();
+    kinds.into_iter().map(|kind| backend(kind, options, config)).collect()
+}
+
+fn backend(kind: BackendKind, options: &NodeOptions, config: &Config) -> Result<Arc<dyn VolumeBackend>> {
+    let runner = Arc::new(ProcessRunner::new());
+    match kind {
         BackendKind::Lvm => {
             let config = LvmConfig {
                 reserve: config.reserve,
                 minimum_disk: config.minimum_disk_size,
                 cluster: options.cluster_id.clone(),
             };
-            Ok(Arc::new(LvmBackend::new(Arc::new(ProcessRunner::new()), config)?))
+            Ok(Arc::new(LvmBackend::new(runner, config)?))
         }
+        BackendKind::Raw => Ok(Arc::new(RawBackend::new(Arc::new(HostDisks::new(runner, config.minimum_disk_size))))),
         BackendKind::Sim => {
             let node = SimNode::open(&options.sim_dir, SimNode::trial_disks())?;
             node.set_reserve(config.reserve)?;
             let node = Arc::new(node);
             Ok(if loop_devices() {
-                Arc::new(SimBackend::with_loop_devices(node, Arc::new(ProcessRunner::new())))
+                Arc::new(SimBackend::with_loop_devices(node, runner))
             } else {
                 tracing::warn!(
                     "simulated volumes have no devices here (no root, no losetup): mounts are simulated too"
@@ -42,15 +56,13 @@ pub fn backend(options: &NodeOptions, config: &Config) -> Result<Arc<dyn VolumeB
 }
 
 /// What mounts the volumes: the kernel, or a machine in memory where they are no devices.
-///
-/// # Errors
-/// If the engine doesn't serve the backend's kind of volumes.
-pub fn mounter(options: &NodeOptions, engine: &Engine) -> Result<Arc<dyn Mounter>> {
-    let real = engine.capabilities(options.backend.volume_type())?.block_devices;
-    match options.backend {
-        BackendKind::Sim if !real => Ok(Arc::new(MemoryMounter::new(Arc::new(engine.clone())))),
-        _ if !real => Err(Error::Unsupported("this backend's volumes are no block devices".to_owned())),
-        _ => Ok(Arc::new(LinuxMounter::new(Arc::new(ProcessRunner::new())))),
+pub fn mounter(options: &NodeOptions, engine: &Engine) -> Arc<dyn Mounter> {
+    let simulated = options.backend.contains(&BackendKind::Sim)
+        && !engine.capabilities(VolumeType::Lvm).is_ok_and(|capabilities| capabilities.block_devices);
+    if simulated {
+        Arc::new(MemoryMounter::new(Arc::new(engine.clone())))
+    } else {
+        Arc::new(LinuxMounter::new(Arc::new(ProcessRunner::new())))
     }
 }
 

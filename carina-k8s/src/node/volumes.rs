@@ -108,8 +108,7 @@ impl Volumes {
             Decision::Leave => Action::await_change(),
             Decision::Hold => {
                 let finalizers = object.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
-                self.set_finalizers(object, finalizers).await?;
-                Action::await_change()
+                self.set_finalizers(object, finalizers).await?
             }
             Decision::Create(request) => {
                 let made = self.engine.create(*request).await;
@@ -184,8 +183,9 @@ impl Volumes {
         let patch = json!({ "metadata": { "resourceVersion": object.metadata.resource_version }, "status": status });
         match self.api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
             Ok(_) => {}
-            // The newer object is on its way by the watch.
-            Err(kube::Error::Api(refused)) if matches!(refused.code, 404 | 409) => return Ok(Action::await_change()),
+            Err(kube::Error::Api(refused)) if refused.code == 404 => return Ok(Action::await_change()),
+            // The newer object is on its way by the watch; it is only looked at earlier than that if it is late.
+            Err(kube::Error::Api(refused)) if refused.code == 409 => return Ok(Action::requeue(AFTER_ERROR)),
             Err(error) => return Err(error.into()),
         }
         match verdict.trouble() {
@@ -207,17 +207,17 @@ impl Volumes {
     /// Lets the object go.
     async fn release(&self, object: &LogicVolume) -> Result<Action, ReconcileError> {
         let others = object.finalizers().iter().map(String::as_str).filter(|f| *f != FINALIZER).collect();
-        self.set_finalizers(object, others).await?;
-        Ok(Action::await_change())
+        self.set_finalizers(object, others).await
     }
 
-    async fn set_finalizers(&self, object: &LogicVolume, finalizers: Vec<&str>) -> Result<(), ReconcileError> {
+    async fn set_finalizers(&self, object: &LogicVolume, finalizers: Vec<&str>) -> Result<Action, ReconcileError> {
         let patch = json!({
             "metadata": { "resourceVersion": object.metadata.resource_version, "finalizers": finalizers },
         });
         match self.api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(refused)) if matches!(refused.code, 404 | 409) => Ok(()),
+            Ok(_) => Ok(Action::await_change()),
+            Err(kube::Error::Api(refused)) if refused.code == 404 => Ok(Action::await_change()),
+            Err(kube::Error::Api(refused)) if refused.code == 409 => Ok(Action::requeue(AFTER_ERROR)),
             Err(error) => Err(error.into()),
         }
     }

@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use crate::api_server::ApiServer;
 
 /// An agent over simulated disks in a folder of its own.
-struct Program {
+pub struct Program {
     folder: tempfile::TempDir,
     http: String,
     metrics: String,
@@ -25,12 +25,12 @@ struct Program {
     ended: tokio::task::JoinHandle<Result<(), String>>,
 }
 
-fn free_address() -> String {
+pub fn free_address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 impl Program {
-    fn start(server: &ApiServer) -> Self {
+    pub fn start(server: &ApiServer) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (http, metrics) = (free_address(), free_address());
         let path = |name: &str| folder.path().join(name).display().to_string();
@@ -67,7 +67,7 @@ impl Program {
         .await
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.stop.send(()).unwrap();
         self.ended.await.unwrap().unwrap();
         assert!(!self.folder.path().join("csi.sock").exists(), "the socket is removed");
@@ -75,7 +75,7 @@ impl Program {
 }
 
 /// Waits in real time, for at most half a minute.
-async fn soon<T>(what: &str, mut holds: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn soon<T>(what: &str, mut holds: impl AsyncFnMut() -> Option<T>) -> T {
     for _ in 0..600 {
         if let Some(value) = holds().await {
             return value;
@@ -85,7 +85,7 @@ async fn soon<T>(what: &str, mut holds: impl AsyncFnMut() -> Option<T>) -> T {
     panic!("not within half a minute: {what}");
 }
 
-async fn get(address: &str, path: &str) -> Option<(u16, String)> {
+pub async fn get(address: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;

@@ -5,7 +5,7 @@
 //! patch, the status subresource, generations, finalizers, preconditions, field selectors. What it
 //! hasn't: schemas, admission, paging, label selectors, garbage collection.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -31,6 +31,13 @@ pub enum Fault {
     DisconnectAfter,
     /// It is answered with this status, and nothing is done.
     Status(u16),
+}
+
+/// A request that was made.
+struct Asked {
+    user: &'static str,
+    method: Method,
+    path: String,
 }
 
 /// Which requests a fault is for, and how many of them.
@@ -60,7 +67,7 @@ struct State {
     /// Changes up to here are forgotten: a watch from before gets 410.
     expired: u64,
     rules: VecDeque<Rule>,
-    requests: Vec<(Method, String)>,
+    requests: Vec<Asked>,
     down: bool,
 }
 
@@ -73,6 +80,7 @@ pub struct ApiServer {
     /// Counts the times that all watches were cut.
     cuts: watch::Sender<u64>,
     latency: Duration,
+    user: &'static str,
 }
 
 impl ApiServer {
@@ -82,7 +90,13 @@ impl ApiServer {
             newest: watch::Sender::new(0),
             cuts: watch::Sender::new(0),
             latency: Duration::from_millis(2),
+            user: "",
         }
+    }
+
+    /// The same server as somebody else sees it, whose requests are told from others'.
+    pub fn as_user(&self, user: &'static str) -> Self {
+        Self { user, ..self.clone() }
     }
 
     /// A client of this server.
@@ -124,7 +138,14 @@ impl ApiServer {
 
     /// How many requests there were since the last call, as `METHOD path`.
     pub fn take_requests(&self) -> Vec<String> {
-        std::mem::take(&mut self.lock().requests).into_iter().map(|(method, path)| format!("{method} {path}")).collect()
+        let asked = std::mem::take(&mut self.lock().requests);
+        asked.into_iter().map(|asked| format!("{} {}", asked.method, asked.path)).collect()
+    }
+
+    /// What this user has asked for, as RBAC speaks of it: a verb, a group and a resource.
+    pub fn asked(&self) -> BTreeSet<(String, String, String)> {
+        let state = self.lock();
+        state.requests.iter().filter(|asked| asked.user == self.user).filter_map(Asked::rbac).collect()
     }
 
     /// An object as it is stored.
@@ -148,7 +169,7 @@ impl ApiServer {
                 return Err(broken());
             }
             let shown = if query.contains_key("watch") { format!("{path}?watch") } else { path.clone() };
-            state.requests.push((parts.method.clone(), shown));
+            state.requests.push(Asked { user: self.user, method: parts.method.clone(), path: shown });
             state.take_fault(&parts.method, &path)
         };
         match fault {
@@ -313,6 +334,26 @@ impl Target {
             Some(namespace) => format!("{namespace}/{name}"),
             None => name.to_owned(),
         }
+    }
+}
+
+impl Asked {
+    fn rbac(&self) -> Option<(String, String, String)> {
+        let (path, watches) = self.path.strip_suffix("?watch").map_or((self.path.as_str(), false), |path| (path, true));
+        let target = Target::parse(path)?;
+        let verb = match (self.method.as_str(), &target.name) {
+            ("GET", _) if watches => "watch",
+            ("GET", None) => "list",
+            ("GET", Some(_)) => "get",
+            ("POST", _) => "create",
+            ("PUT", _) => "update",
+            ("PATCH", _) => "patch",
+            ("DELETE", _) => "delete",
+            _ => return None,
+        };
+        let (group, plural) = target.resource.split_once('/').unwrap_or(("", &target.resource));
+        let resource = if target.status { format!("{plural}/status") } else { plural.to_owned() };
+        Some((verb.to_owned(), group.to_owned(), resource))
     }
 }
 

@@ -4,5 +4,9 @@
 
 mod agent_program;
 mod api_server;
+mod controller;
+mod controller_program;
+mod election;
+mod manifests;
 mod node_agent;
 mod sim_node;

@@ -1,0 +1,14 @@
+//! The controller: places volumes, makes the LogicVolumes that record it, and waits for the agents.
+
+mod allocator;
+mod election;
+mod mirror;
+mod node_storage_map;
+mod pages;
+pub mod program;
+mod service;
+
+pub use allocator::Allocator;
+pub use election::Candidate;
+pub use mirror::{Change, Mirror};
+pub use service::ClusterVolumes;

@@ -1,0 +1,152 @@
+//! The ledger of the cluster: where volumes go, and the space held until a node's figures include them.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use carina_core::{
+    Bytes, DeviceGroup, GroupName, GroupSelector, Medium, Result, Room, VolumeCost, VolumeRequest, VolumeType,
+};
+use carina_sched::{
+    Claim, GroupReport, Ledger, NODE_LABEL, NodeReport, Placed, PlacedClaim, PodId, PodRequest, Reservation, Strategy,
+    Topology,
+};
+use kube::ResourceExt;
+
+use crate::failure::{READY, recorded};
+use crate::logic_volume::LogicVolume;
+use crate::node_storage::NodeStorageResource;
+
+/// Places volumes, each for itself.
+pub struct Allocator {
+    known: Mutex<Known>,
+}
+
+struct Known {
+    ledger: Ledger,
+    /// What each node reported last.
+    reports: BTreeMap<String, Vec<GroupReport>>,
+}
+
+impl Allocator {
+    /// An allocator that knows no node yet.
+    #[must_use]
+    pub fn new(strategy: Strategy) -> Self {
+        Self { known: Mutex::new(Known { ledger: Ledger::new(strategy), reports: BTreeMap::new() }) }
+    }
+
+    /// Chooses a node and a group for a volume, and holds its space there.
+    ///
+    /// # Errors
+    /// [`carina_core::Error::NoCapacity`] with the nodes' reasons.
+    pub fn place(&self, request: &VolumeRequest) -> Result<(String, GroupName)> {
+        let pod = PodId(request.name.to_string());
+        let mut asked = PodRequest::new(pod.clone(), vec![Claim::from(request)]);
+        let term = |node: &String| BTreeMap::from([(NODE_LABEL.to_owned(), node.clone())]);
+        asked.topology = Topology { terms: request.nodes.iter().map(term).collect() };
+        let ledger = &mut self.known().ledger;
+        // What an earlier try held is over: this one chooses anew.
+        ledger.release(&pod);
+        let placed = ledger.reserve(&asked, Duration::MAX)?;
+        ledger.confirm(&pod);
+        let claim = placed.claims.first().map(|claim| claim.group.clone());
+        let group = claim.ok_or_else(|| carina_core::Error::Precondition(format!("{pod}: placed without a group")))?;
+        Ok((placed.node, group))
+    }
+
+    /// The volume is not made after all.
+    pub fn release(&self, name: &str) {
+        self.known().ledger.release(&PodId(name.to_owned()));
+    }
+
+    /// Takes a node's figures.
+    pub fn report(&self, node: &NodeStorageResource) {
+        let Some(status) = &node.status else { return };
+        let groups = status.groups.iter().filter_map(|figures| {
+            let includes = figures.volumes.iter().filter_map(|name| name.parse().ok()).collect();
+            Some(GroupReport { group: figures.device_group()?, includes })
+        });
+        let groups: Vec<GroupReport> = groups.collect();
+        let mut known = self.known();
+        known.reports.insert(node.name_any(), groups.clone());
+        for warning in known.ledger.report(NodeReport::new(node.name_any(), groups)).warnings {
+            tracing::warn!(node = %node.name_any(), "a figure of the node's cannot be: {warning}");
+        }
+    }
+
+    /// The node has left.
+    pub fn remove(&self, node: &str) {
+        let mut known = self.known();
+        known.reports.remove(node);
+        known.ledger.remove_node(node);
+    }
+
+    /// Takes in what a LogicVolume says: one that may come to exist and that its node doesn't count yet
+    /// holds its space, whoever placed it.
+    pub fn learn(&self, object: &LogicVolume) {
+        let (Ok(request), Ok(group)) = (object.request(), object.group()) else { return };
+        let pod = PodId(request.name.to_string());
+        let known = &mut *self.known();
+        let ledger = &mut known.ledger;
+        let failed = !object.was_made() && recorded(object, READY).is_some();
+        let node = &object.spec.node_name;
+        let reported = known.reports.get(node);
+        let counted = reported.is_some_and(|groups| groups.iter().any(|g| g.includes.contains(&request.name)));
+        if failed || counted {
+            ledger.release(&pod);
+            return;
+        }
+        if ledger.reservation(&pod).is_some() {
+            return;
+        }
+        let extent = ledger.view().group(node, &group).map(|g| g.extent).unwrap_or_default();
+        let Some(cost) = VolumeCost::new(request.size.required(), request.may_grow_to, extent) else { return };
+        let metadata = if request.volume_type == VolumeType::Lvm { cost.metadata } else { Bytes::ZERO };
+        let claim = PlacedClaim { volume: request.name.clone(), group, size: cost.size, metadata, spot: None };
+        ledger.restore(Reservation {
+            request: PodRequest::new(pod, vec![Claim::from(&request)]),
+            places: vec![Placed { node: node.clone(), claims: vec![claim] }],
+            until: None,
+            settled: std::collections::BTreeSet::new(),
+        });
+    }
+
+    /// The room of groups that match, on one node or on all, less what is held there.
+    #[must_use]
+    pub fn room(&self, volume_type: VolumeType, selector: &GroupSelector, exclusive: bool, node: Option<&str>) -> Room {
+        let known = self.known();
+        let mut room = Room::default();
+        let mut smallest: Option<Bytes> = None;
+        for (name, groups) in known.reports.iter().filter(|(name, _)| node.is_none_or(|node| node == name.as_str())) {
+            let groups = groups.iter().map(|report| &report.group);
+            for group in groups.filter(|g| g.matches(volume_type, selector) && !g.health.is_failed()) {
+                let free = known.ledger.view().available(name, &group.name).unwrap_or_default();
+                let (available, largest) = of_group(group, exclusive);
+                room.available = room.available.saturating_add(available.min(free));
+                room.largest = room.largest.max(largest.min(free));
+                smallest = Some(smallest.map_or(group.extent, |s| s.min(group.extent)));
+            }
+        }
+        room.smallest = smallest.unwrap_or_default();
+        room
+    }
+
+    /// What the disks of a group are made of, where the node reported it.
+    #[must_use]
+    pub fn medium(&self, node: &str, group: &GroupName) -> Option<Medium> {
+        self.known().ledger.view().group(node, group).map(|group| group.medium)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // The ledger is whole between any two of its own steps that could panic.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn of_group(group: &DeviceGroup, exclusive: bool) -> (Bytes, Bytes) {
+    if exclusive {
+        (group.available_exclusive(), group.largest_exclusive())
+    } else {
+        (group.available(), group.largest(None))
+    }
+}

@@ -1,0 +1,203 @@
+//! A mirror of one kind of objects, kept by a watch, that can be waited on.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::StreamExt;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::{Notify, watch};
+
+/// What is known of the objects of a kind, by name. What our own writes answered is known at once; the
+/// watch brings the rest.
+pub struct Mirror<K> {
+    objects: Mutex<HashMap<String, Arc<K>>>,
+    /// Who waits for an object, by its name.
+    waiting: Mutex<HashMap<String, Arc<Notify>>>,
+    /// Counts the changes.
+    changes: watch::Sender<u64>,
+    synced: watch::Sender<bool>,
+}
+
+/// A change of a mirror.
+pub enum Change<'a, K> {
+    /// The object is new or another.
+    Is(&'a K),
+    /// The object is gone.
+    Gone(&'a K),
+}
+
+impl<K> Default for Mirror<K> {
+    fn default() -> Self {
+        Self { objects: Mutex::default(), waiting: Mutex::default(), changes: watch::Sender::new(0), synced: watch::Sender::new(false) }
+    }
+}
+
+impl<K> Mirror<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    /// The object of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Arc<K>> {
+        self.lock().get(name).cloned()
+    }
+
+    /// Every object, in no particular order.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<K>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Waits until the watch has brought all that there is.
+    pub async fn synced(&self) {
+        // The sender lives as long as this borrow, so waiting cannot fail.
+        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// Told at each change.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Waits until `answer` has one for the object of this name.
+    pub async fn wait<T>(&self, name: &str, mut answer: impl FnMut(Option<&K>) -> Option<T>) -> T {
+        let waiter = Waiter::join(&self.waiting, name);
+        loop {
+            // Listening begins before the look, so that no change falls between.
+            let told = waiter.told.notified();
+            tokio::pin!(told);
+            told.as_mut().enable();
+            if let Some(answer) = answer(self.get(name).as_deref()) {
+                return answer;
+            }
+            told.await;
+        }
+    }
+
+    /// Takes in what a write was answered with.
+    pub fn put(&self, object: K) -> Arc<K> {
+        let object = Arc::new(object);
+        self.insert(&object);
+        object
+    }
+
+    /// Follows the objects, for ever; `on_change` hears of each change.
+    pub async fn follow(&self, api: Api<K>, mut on_change: impl FnMut(Change<'_, K>)) {
+        let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+        let mut listed: Option<HashMap<String, ()>> = None;
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(watcher::Event::Apply(object)) => {
+                    if self.insert(&Arc::new(object.clone())) {
+                        on_change(Change::Is(&object));
+                    }
+                }
+                Ok(watcher::Event::Delete(object)) => {
+                    if self.remove(&object) {
+                        on_change(Change::Gone(&object));
+                    }
+                }
+                Ok(watcher::Event::Init) => listed = Some(HashMap::new()),
+                Ok(watcher::Event::InitApply(object)) => {
+                    if let Some(listed) = &mut listed {
+                        listed.insert(object.name_any(), ());
+                    }
+                    if self.insert(&Arc::new(object.clone())) {
+                        on_change(Change::Is(&object));
+                    }
+                }
+                Ok(watcher::Event::InitDone) => {
+                    // What was there and isn't listed went while nobody watched. An object that we wrote
+                    // after the list was made is asked for again by whoever misses it.
+                    let listed = listed.take().unwrap_or_default();
+                    for object in self.all().iter().filter(|object| !listed.contains_key(&object.name_any())) {
+                        if self.remove(object) {
+                            on_change(Change::Gone(object));
+                        }
+                    }
+                    self.synced.send_replace(true);
+                }
+                Err(error) => tracing::warn!("{} are not watched, which is tried again: {error}", K::plural(&())),
+            }
+        }
+    }
+
+    /// Takes an object in unless a newer one is there; whether it was taken.
+    fn insert(&self, object: &Arc<K>) -> bool {
+        let mut objects = self.lock();
+        let newer = objects.get(&object.name_any()).is_none_or(|there| version(&**object) >= version(&**there));
+        if newer {
+            objects.insert(object.name_any(), Arc::clone(object));
+        }
+        drop(objects);
+        if newer {
+            self.tell(&object.name_any());
+        }
+        newer
+    }
+
+    /// Takes an object out unless another of its name came after it; whether it was taken out.
+    fn remove(&self, object: &K) -> bool {
+        let mut objects = self.lock();
+        let same = objects.get(&object.name_any()).is_some_and(|there| there.uid() == object.uid());
+        if same {
+            objects.remove(&object.name_any());
+        }
+        drop(objects);
+        if same {
+            self.tell(&object.name_any());
+        }
+        same
+    }
+
+    /// Tells those who wait that an object changed.
+    fn tell(&self, name: &str) {
+        if let Some(told) = lock(&self.waiting).get(name) {
+            told.notify_waiters();
+        }
+        self.changes.send_modify(|n| *n += 1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<K>>> {
+        lock(&self.objects)
+    }
+}
+
+/// One who waits for an object, until it is dropped.
+struct Waiter<'a> {
+    all: &'a Mutex<HashMap<String, Arc<Notify>>>,
+    name: String,
+    told: Arc<Notify>,
+}
+
+impl<'a> Waiter<'a> {
+    fn join(all: &'a Mutex<HashMap<String, Arc<Notify>>>, name: &str) -> Self {
+        let told = Arc::clone(lock(all).entry(name.to_owned()).or_default());
+        Self { all, name: name.to_owned(), told }
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut all = lock(self.all);
+        // The map's and this one: nobody else waits.
+        if all.get(&self.name).is_some_and(|told| Arc::strong_count(told) <= 2) {
+            all.remove(&self.name);
+        }
+    }
+}
+
+fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A map is whole between any two statements, so a panic elsewhere doesn't spoil it.
+    map.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The version of an object; every API server of today counts them up, and 0 stands for what cannot be
+/// read, so that the watch's word is taken then.
+fn version<K: Resource>(object: &K) -> u64 {
+    object.meta().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or_default()
+}

@@ -1,0 +1,106 @@
+//! The controller: all that runs in it, from start to graceful end.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use carina_csi::Driver;
+use kube::{Api, Client, ResourceExt};
+use tokio::task::JoinSet;
+
+use super::{Allocator, Candidate, Change, ClusterVolumes, Mirror, node_storage_map, pages};
+use crate::logic_volume::LogicVolume;
+use crate::node_storage::NodeStorageResource;
+use crate::options::ControllerOptions;
+use crate::{settings, web};
+
+/// The name of the leader's lease.
+const LEASE: &str = "carina-controller";
+
+/// Runs the controller until `stop`. Every replica serves CSI; the leader alone writes the ConfigMap.
+///
+/// # Errors
+/// If an address cannot be listened on.
+pub async fn run(
+    options: ControllerOptions,
+    client: Client,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let ready = web::Ready::default();
+    let http = web::listen(options.http_addr).await?;
+    let metrics = web::listen(options.metrics_addr).await?;
+    let strategy = settings::read(&options.config).strategy;
+    let cluster = follow(client.clone(), strategy);
+    let (volumes, nodes) = (Arc::clone(&cluster.volumes), Arc::clone(&cluster.nodes));
+    let patience = Duration::from_secs(options.agent_timeout);
+    let service = ClusterVolumes::new(client.clone(), Arc::clone(&volumes), cluster.allocator, patience);
+
+    let mut tasks = cluster.tasks;
+    let (shown, figures) = pages::router(Arc::clone(&volumes), Arc::clone(&nodes), ready.clone());
+    tasks.spawn(web::serve(http, shown));
+    tasks.spawn(web::serve(metrics, figures));
+    let driver = Driver::new().controller(Arc::new(service), None);
+    let probe = driver.readiness();
+    probe.set(false);
+    tasks.spawn({
+        let (volumes, nodes, ready) = (Arc::clone(&volumes), Arc::clone(&nodes), ready.clone());
+        async move {
+            tokio::join!(volumes.synced(), nodes.synced());
+            probe.set(true);
+            ready.set(true);
+            tracing::info!("ready");
+        }
+    });
+    let candidate = Candidate::new(client.clone(), &options.namespace, LEASE, &options.pod_name);
+    let namespace = options.namespace.clone();
+    tasks.spawn(async move {
+        candidate.run(|| node_storage_map::keep(client.clone(), namespace.clone(), Arc::clone(&nodes))).await;
+    });
+    let served = driver.serve(options.csi_address.listen()?, stop).await;
+    ready.set(false);
+    tasks.shutdown().await;
+    Ok(served?)
+}
+
+/// What is known of the cluster, and the tasks that keep it so.
+pub struct Cluster {
+    /// Its LogicVolumes.
+    pub volumes: Arc<Mirror<LogicVolume>>,
+    /// Its nodes.
+    pub nodes: Arc<Mirror<NodeStorageResource>>,
+    /// Where volumes go in it.
+    pub allocator: Arc<Allocator>,
+    /// The watches; they end when this is dropped.
+    pub tasks: JoinSet<()>,
+}
+
+/// Follows a cluster.
+#[must_use]
+pub fn follow(client: Client, strategy: carina_core::Strategy) -> Cluster {
+    let (volumes, nodes) = (Arc::new(Mirror::default()), Arc::new(Mirror::default()));
+    let allocator = Arc::new(Allocator::new(strategy));
+    let mut tasks = JoinSet::new();
+    let (mirror, ledger, api) = (Arc::clone(&volumes), Arc::clone(&allocator), Api::all(client.clone()));
+    tasks.spawn(async move {
+        mirror
+            .follow(api, |change| match change {
+                Change::Is(object) => ledger.learn(object),
+                Change::Gone(object) => {
+                    if let Ok(name) = LogicVolume::volume_name(object) {
+                        ledger.release(name.as_str());
+                    }
+                }
+            })
+            .await;
+    });
+    let (mirror, ledger, api) = (Arc::clone(&nodes), Arc::clone(&allocator), Api::all(client));
+    tasks.spawn(async move {
+        mirror
+            .follow(api, |change| match change {
+                Change::Is(node) => ledger.report(node),
+                Change::Gone(node) => ledger.remove(&NodeStorageResource::name_any(node)),
+            })
+            .await;
+    });
+    Cluster { volumes, nodes, allocator, tasks }
+}

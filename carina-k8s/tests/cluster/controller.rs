@@ -1,0 +1,351 @@
+//! The controller and the agents together: what CSI is promised, through faults and restarts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use carina_core::{Bytes, Error, GroupName, GroupSelector, SizeRange, Strategy, Volume, VolumeRequest, VolumeService};
+use carina_k8s::controller::ClusterVolumes;
+use carina_k8s::controller::program::{Cluster, follow};
+use carina_k8s::logic_volume::DELETE_STORAGE;
+use http::Method;
+use tokio::task::JoinSet;
+
+use crate::api_server::{ApiServer, Fault};
+use crate::sim_node::{Node, until};
+
+const LVS: &str = "carina.storage.io/logicvolumes";
+
+/// A replica of the controller.
+struct Controller {
+    service: Arc<ClusterVolumes>,
+    _tasks: JoinSet<()>,
+}
+
+impl Controller {
+    async fn start(server: &ApiServer) -> Self {
+        let Cluster { volumes, nodes, allocator, tasks } = follow(server.client(), Strategy::Spreadout);
+        nodes.synced().await;
+        let patience = Duration::from_secs(140);
+        let service = Arc::new(ClusterVolumes::new(server.client(), volumes, allocator, patience));
+        Self { service, _tasks: tasks }
+    }
+}
+
+fn ask(name: &str, gib: u64, nodes: &[&str]) -> VolumeRequest {
+    let size = SizeRange::at_least(Bytes::gib(gib)).unwrap();
+    VolumeRequest {
+        nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
+        ..VolumeRequest::new(name.parse().unwrap(), size)
+    }
+}
+
+fn on_ssd(request: VolumeRequest) -> VolumeRequest {
+    VolumeRequest { group: GroupSelector::Named(GroupName::ssd()), ..request }
+}
+
+async fn published(server: &ApiServer, nodes: &[&Node]) {
+    for node in nodes {
+        until("the node is published", async || {
+            let nsr = server.object("carina.storage.io/nodestorageresources", &node.name)?;
+            (nsr["status"]["groups"].as_array()?.len() == 2).then_some(())
+        })
+        .await;
+    }
+}
+
+async fn three_nodes(server: &ApiServer) -> [Node; 3] {
+    let nodes =
+        [Node::started(server, "n1").await, Node::started(server, "n2").await, Node::started(server, "n3").await];
+    published(server, &nodes.iter().collect::<Vec<_>>()).await;
+    nodes
+}
+
+fn by_name<'a>(nodes: &'a [Node], volume: &Volume) -> &'a Node {
+    nodes.iter().find(|node| Some(node.name.as_str()) == volume.node.as_deref()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_made_where_it_may_go_answered_alike_and_removed() {
+    let server = ApiServer::new();
+    let nodes = three_nodes(&server).await;
+    let controller = Controller::start(&server).await;
+    let request = ask("pvc-1", 10, &["n2", "n3"]);
+    let made = controller.service.create(request.clone()).await.unwrap();
+    assert_ne!(made.node.as_deref(), Some("n1"));
+    assert_eq!(by_name(&nodes, &made).volumes().await, [("volume-pvc-1".to_owned(), Bytes::gib(10))]);
+    let restarted = Controller::start(&server).await;
+    assert_eq!(restarted.service.create(request).await.unwrap(), made, "the same answer, also from another replica");
+    let other = controller.service.create(ask("pvc-1", 20, &[])).await;
+    assert!(matches!(other, Err(Error::AlreadyExists(_))), "{other:?}");
+    assert_eq!(controller.service.list().await.unwrap(), [made.clone()]);
+    controller.service.delete(&made.id).await.unwrap();
+    controller.service.delete(&made.id).await.unwrap();
+    assert_eq!(by_name(&nodes, &made).volumes().await, []);
+    assert!(matches!(controller.service.get(&made.id).await, Err(Error::NotFound(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_room_is_answered_when_nothing_is_left_and_the_volume_may_go_elsewhere_then() {
+    let server = ApiServer::new();
+    let nodes = three_nodes(&server).await;
+    let controller = Controller::start(&server).await;
+    // The node fills up behind the back of what it last published: the agent alone can know.
+    let mut full = ask("pvc-1", 100, &["n1"]);
+    full.group = GroupSelector::Named(GroupName::ssd());
+    nodes[0].disks.set_reserve(Bytes::gib(100)).unwrap();
+    let refused = controller.service.create(full.clone()).await.unwrap_err();
+    assert!(matches!(&refused, Error::NoCapacity(no) if no.available < Bytes::gib(100)), "{refused}");
+    assert!(refused.to_string().contains("node n1"), "{refused}");
+    assert_eq!(server.object(LVS, "pvc-1"), None, "nothing is left");
+    assert_eq!(nodes[0].volumes().await, []);
+    // Scheduled again, to a node with room.
+    let made = controller.service.create(VolumeRequest { nodes: vec!["n2".to_owned()], ..full }).await.unwrap();
+    assert_eq!(made.node.as_deref(), Some("n2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_silent_is_no_full_node_and_the_next_call_goes_on() {
+    let server = ApiServer::new();
+    let mut nodes = three_nodes(&server).await;
+    let controller = Controller::start(&server).await;
+    nodes[0].stop().await;
+    let silent = controller.service.create(ask("pvc-1", 10, &["n1"])).await.unwrap_err();
+    assert!(matches!(&silent, Error::TimedOut(message) if message.contains("node n1")), "{silent}");
+    nodes[0].start().await;
+    let made = controller.service.create(ask("pvc-1", 10, &["n1"])).await.unwrap();
+    assert_eq!(made.node.as_deref(), Some("n1"));
+    // The same for a deletion: the claim stays until the node has done it.
+    nodes[0].stop().await;
+    assert!(matches!(controller.service.delete(&made.id).await, Err(Error::TimedOut(_))));
+    assert_eq!(nodes[0].volumes().await.len(), 1);
+    nodes[0].start().await;
+    controller.service.delete(&made.id).await.unwrap();
+    assert_eq!(nodes[0].volumes().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_calls_and_two_replicas_make_one_volume() {
+    let server = ApiServer::new();
+    let nodes = three_nodes(&server).await;
+    let (one, two) = (Controller::start(&server).await, Controller::start(&server).await);
+    let request = ask("pvc-1", 10, &[]);
+    let (first, second, third) = tokio::join!(
+        one.service.create(request.clone()),
+        one.service.create(request.clone()),
+        two.service.create(request.clone())
+    );
+    assert!(matches!(second, Err(Error::Busy(_))), "{second:?}");
+    assert_eq!(first.unwrap(), third.unwrap());
+    let mut all = 0;
+    for node in &nodes {
+        all += node.volumes().await.len();
+    }
+    assert_eq!(all, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_grow_and_a_growth_that_fails_says_why_each_time() {
+    let server = ApiServer::new();
+    let nodes = three_nodes(&server).await;
+    let controller = Controller::start(&server).await;
+    let made = controller.service.create(on_ssd(ask("pvc-1", 10, &["n1"]))).await.unwrap();
+    let size = |gib| SizeRange::at_least(Bytes::gib(gib)).unwrap();
+    let grown = controller.service.expand(&made.id, size(20)).await.unwrap();
+    assert_eq!(grown.size, Bytes::gib(20));
+    assert_eq!(controller.service.expand(&made.id, size(15)).await.unwrap().size, Bytes::gib(20));
+    for _ in 0..2 {
+        let refused = controller.service.expand(&made.id, size(500)).await.unwrap_err();
+        assert!(matches!(&refused, Error::NoCapacity(_)), "{refused}");
+    }
+    let grown = controller.service.expand(&made.id, size(30)).await.unwrap();
+    assert_eq!(grown.size, Bytes::gib(30), "less may be asked for after a refusal");
+    assert_eq!(nodes[0].volumes().await[0].1, Bytes::gib(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_cut_leaves_nothing_that_the_next_one_does_not_finish() {
+    let server = ApiServer::new();
+    let nodes = three_nodes(&server).await;
+    let controller = Controller::start(&server).await;
+    let request = ask("pvc-1", 10, &["n1"]);
+    // Cut after ever more time: before, between and after each of its steps.
+    for millis in 0..40 {
+        let cut = tokio::time::timeout(Duration::from_millis(millis), controller.service.create(request.clone())).await;
+        if cut.is_ok() {
+            break;
+        }
+    }
+    let made = controller.service.create(request).await.unwrap();
+    for millis in 0..40 {
+        if tokio::time::timeout(Duration::from_millis(millis), controller.service.delete(&made.id)).await.is_ok() {
+            break;
+        }
+    }
+    controller.service.delete(&made.id).await.unwrap();
+    assert_eq!(server.object(LVS, "pvc-1"), None);
+    assert_eq!(nodes[0].volumes().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn faults_of_the_api_server_end_in_errors_that_are_not_final_or_not_at_all() {
+    let server = ApiServer::new();
+    let nodes = three_nodes(&server).await;
+    let controller = Controller::start(&server).await;
+    for (i, (method, fault)) in [
+        (Method::POST, Fault::Status(500)),
+        (Method::POST, Fault::Status(429)),
+        (Method::POST, Fault::Status(403)),
+        (Method::POST, Fault::Disconnect),
+        (Method::POST, Fault::DisconnectAfter),
+        (Method::PATCH, Fault::Disconnect),
+        (Method::PATCH, Fault::DisconnectAfter),
+        (Method::PATCH, Fault::Status(409)),
+        (Method::DELETE, Fault::Status(500)),
+        (Method::DELETE, Fault::DisconnectAfter),
+        (Method::GET, Fault::Status(500)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let request = ask(&format!("pvc-{i}"), 1, &["n1"]);
+        server.inject(method, "/logicvolumes", 1, fault);
+        let mut tries = 0;
+        let made = loop {
+            tries += 1;
+            match controller.service.create(request.clone()).await {
+                Ok(made) => break made,
+                // As the sidecar does with an answer that isn't final.
+                Err(Error::Unhealthy(_) | Error::TimedOut(_)) if tries < 5 => {}
+                Err(error) => panic!("{fault:?}: {error}"),
+            }
+        };
+        loop {
+            tries += 1;
+            match controller.service.delete(&made.id).await {
+                Ok(()) => break,
+                Err(Error::Unhealthy(_) | Error::TimedOut(_)) if tries < 9 => {}
+                Err(error) => panic!("{fault:?}: {error}"),
+            }
+        }
+        assert_eq!(server.object(LVS, &format!("pvc-{i}")), None);
+    }
+    assert_eq!(nodes[0].volumes().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_somebody_deleted_by_hand_is_not_removed_by_a_create() {
+    let server = ApiServer::new();
+    let nodes = three_nodes(&server).await;
+    let controller = Controller::start(&server).await;
+    let request = ask("pvc-1", 10, &["n1"]);
+    controller.service.create(request.clone()).await.unwrap();
+    let api: kube::Api<carina_k8s::LogicVolume> = kube::Api::all(server.client());
+    api.delete("pvc-1", &Default::default()).await.unwrap();
+    until("the replica has seen it", async || controller.service.create(request.clone()).await.is_err().then_some(()))
+        .await;
+    assert!(server.object(LVS, "pvc-1").unwrap()["metadata"]["annotations"][DELETE_STORAGE].is_null());
+    assert_eq!(nodes[0].volumes().await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_is_what_the_nodes_have_less_what_is_being_made() {
+    let server = ApiServer::new();
+    let mut nodes = three_nodes(&server).await;
+    let controller = Controller::start(&server).await;
+    let ssd = GroupSelector::Named(GroupName::ssd());
+    let room =
+        async |node| controller.service.room(carina_core::VolumeType::Lvm, &ssd, false, node).await.unwrap().available;
+    assert_eq!(room(Some("n1")).await, Bytes::gib(150));
+    assert_eq!(room(None).await, Bytes::gib(450));
+    assert_eq!(room(Some("nobody")).await, Bytes::ZERO);
+    nodes[0].stop().await;
+    let slow = controller.service.create(on_ssd(ask("pvc-1", 100, &["n1"]))).await;
+    assert!(matches!(slow, Err(Error::TimedOut(_))), "{slow:?}");
+    assert_eq!(room(Some("n1")).await, Bytes::gib(50), "held although its node says nothing of it");
+    let full = controller.service.create(on_ssd(ask("pvc-2", 100, &["n1"]))).await;
+    assert!(matches!(full, Err(Error::NoCapacity(_))), "{full:?}");
+    let restarted = Controller::start(&server).await;
+    let again = restarted.service.room(carina_core::VolumeType::Lvm, &ssd, false, Some("n1")).await.unwrap().available;
+    assert_eq!(again, Bytes::gib(50), "a new replica holds it too");
+}
+
+/// Many volumes over many nodes, with agents and controllers that die: everything ends, nothing leaks.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_volumes_over_fifty_nodes_with_restarts_converge() {
+    const NODES: usize = 50;
+    const VOLUMES: usize = 1000;
+    let server = ApiServer::new();
+    let mut nodes = Vec::new();
+    for i in 0..NODES {
+        nodes.push(Node::started(&server, &format!("n{i}")).await);
+    }
+    published(&server, &nodes.iter().collect::<Vec<_>>()).await;
+    let service = Arc::new(tokio::sync::RwLock::new(Controller::start(&server).await));
+    let mut lives = JoinSet::new();
+    for i in 0..VOLUMES {
+        let service = Arc::clone(&service);
+        lives.spawn(async move {
+            // Not all at the same instant.
+            tokio::time::sleep(Duration::from_millis(u64::try_from(i * 7 % 1000).unwrap() * 10)).await;
+            let request = ask(&format!("pvc-{i}"), 1 + u64::try_from(i % 5).unwrap(), &[]);
+            let current = async || Arc::clone(&service.read().await.service);
+            let made = loop {
+                match current().await.create(request.clone()).await {
+                    Ok(made) => break made,
+                    Err(Error::NoCapacity(no)) => panic!("there is room: {no}"),
+                    Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+                }
+            };
+            let size = SizeRange::at_least(made.size.checked_add(Bytes::GIB).unwrap()).unwrap();
+            while current().await.expand(&made.id, size).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            if i % 2 == 0 {
+                while current().await.delete(&made.id).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            }
+            made
+        });
+    }
+    let mut trouble = tokio::time::interval(Duration::from_millis(300));
+    let mut turn = 0usize;
+    let mut ended = Vec::new();
+    loop {
+        tokio::select! {
+            life = lives.join_next() => match life {
+                Some(life) => ended.push(life.unwrap()),
+                None => break,
+            },
+            _ = trouble.tick() => {
+                turn += 1;
+                let unlucky = &mut nodes[turn * 17 % NODES];
+                if turn.is_multiple_of(3) { unlucky.crash().await } else { unlucky.stop().await }
+                unlucky.start().await;
+                if turn.is_multiple_of(5) {
+                    *service.write().await = Controller::start(&server).await;
+                }
+                if turn.is_multiple_of(7) {
+                    server.cut_watches();
+                }
+                if turn.is_multiple_of(11) {
+                    server.expire();
+                }
+            }
+        }
+    }
+    assert!(turn > 10, "there were restarts");
+    assert_eq!(ended.len(), VOLUMES);
+    let mut on_disks = 0;
+    for node in &nodes {
+        for (id, size) in node.volumes().await {
+            on_disks += 1;
+            let i: usize = id.trim_start_matches("volume-pvc-").parse().unwrap();
+            assert_eq!(i % 2, 1, "{id} was deleted");
+            assert_eq!(size, Bytes::gib(2 + u64::try_from(i % 5).unwrap()));
+            let object = server.object(LVS, &format!("pvc-{i}")).unwrap();
+            assert_eq!(object["spec"]["nodeName"], node.name.as_str(), "each volume is on its node alone");
+        }
+    }
+    assert_eq!(on_disks, VOLUMES / 2);
+}
