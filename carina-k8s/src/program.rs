@@ -52,7 +52,7 @@ impl Signal {
             }
             Err(error) => {
                 tracing::warn!("a signal cannot be waited for: {error}");
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         tokio::select! {

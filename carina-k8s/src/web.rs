@@ -29,7 +29,6 @@ impl Ready {
 }
 
 /// `/healthz`, which answers while the program runs, and `/readyz`.
-#[must_use]
 pub fn health(ready: Ready) -> Router {
     let readiness = move || {
         let ready = ready.is_ready();

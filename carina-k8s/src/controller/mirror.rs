@@ -31,7 +31,12 @@ pub enum Change<'a, K> {
 
 impl<K> Default for Mirror<K> {
     fn default() -> Self {
-        Self { objects: Mutex::default(), waiting: Mutex::default(), changes: watch::Sender::new(0), synced: watch::Sender::new(false) }
+        Self {
+            objects: Mutex::default(),
+            waiting: Mutex::default(),
+            changes: watch::Sender::new(0),
+            synced: watch::Sender::new(false),
+        }
     }
 }
 

@@ -21,7 +21,7 @@ pub async fn keep_grouped(
             Ok(0) => {}
             Ok(_) => changed.notify_one(),
             Err(error) => {
-                tracing::error!("the disks were not all grouped, which is tried again at the next scan: {error}")
+                tracing::error!("the disks were not all grouped, which is tried again at the next scan: {error}");
             }
         }
         let next_scan = async {

@@ -77,7 +77,7 @@ async fn a_volume_is_made_where_it_may_go_answered_alike_and_removed() {
     assert_eq!(restarted.service.create(request).await.unwrap(), made, "the same answer, also from another replica");
     let other = controller.service.create(ask("pvc-1", 20, &[])).await;
     assert!(matches!(other, Err(Error::AlreadyExists(_))), "{other:?}");
-    assert_eq!(controller.service.list().await.unwrap(), [made.clone()]);
+    assert_eq!(controller.service.list().await.unwrap(), std::slice::from_ref(&made));
     controller.service.delete(&made.id).await.unwrap();
     controller.service.delete(&made.id).await.unwrap();
     assert_eq!(by_name(&nodes, &made).volumes().await, []);
@@ -271,9 +271,9 @@ async fn room_is_what_the_nodes_have_less_what_is_being_made() {
 
 /// Many volumes over many nodes, with agents and controllers that die: everything ends, nothing leaks.
 #[tokio::test(start_paused = true)]
-async fn a_thousand_volumes_over_fifty_nodes_with_restarts_converge() {
-    const NODES: usize = 50;
-    const VOLUMES: usize = 1000;
+async fn many_volumes_over_many_nodes_with_restarts_converge() {
+    const NODES: usize = 8;
+    const VOLUMES: usize = 120;
     let server = ApiServer::new();
     let mut nodes = Vec::new();
     for i in 0..NODES {

@@ -1,6 +1,6 @@
 //! The agent and the controller against an API server in the test process, on simulated disks, in
 //! simulated time.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod agent_program;
 mod api_server;
