@@ -31,37 +31,48 @@ impl FreeDisk {
         self.gaps.iter().map(|gap| gap.size.get()).max().unwrap_or(0)
     }
 
-    /// Takes `size` from the beginning of the gap at `start`, or, where that gap isn't there any more
-    /// or is too small, of the smallest gap that is large enough, or else all of the largest.
-    /// What could not be taken.
-    pub fn take(&mut self, start: Bytes, size: Bytes) -> Bytes {
-        let fits = |gap: &&mut Gap| gap.size >= size;
-        self.slots = self.slots.saturating_sub(1);
-        self.empty = false;
-        let chosen = match self.gaps.iter_mut().find(|gap| gap.start == start && gap.size >= size) {
+    /// Takes exactly this stretch; whether it was in a gap.
+    pub fn take(&mut self, start: Bytes, size: Bytes) -> bool {
+        let end = start.saturating_add(size);
+        let around = |gap: &Gap| gap.start <= start && end <= gap.start.saturating_add(gap.size);
+        let Some(at) = self.gaps.iter().position(around) else { return false };
+        let gap = self.gaps.remove(at);
+        let after = Gap { start: end, size: gap.start.saturating_add(gap.size).saturating_sub(end) };
+        let before = Gap { start: gap.start, size: start.saturating_sub(gap.start) };
+        for part in [after, before].into_iter().filter(|part| !part.size.is_zero()) {
+            self.gaps.insert(at, part);
+        }
+        self.use_slot();
+        true
+    }
+
+    /// Takes `size` wherever it fits best, or else all of the largest gap; what could not be taken.
+    pub fn take_anywhere(&mut self, size: Bytes) -> Bytes {
+        let fitting = self.gaps.iter_mut().filter(|gap| gap.size >= size).min_by_key(|gap| (gap.size, gap.start));
+        let chosen = match fitting {
             Some(gap) => Some(gap),
-            None => self.gaps.iter_mut().filter(fits).min_by_key(|gap| (gap.size, gap.start)),
+            None => self.gaps.iter_mut().max_by_key(|gap| gap.size),
         };
         let missing = match chosen {
             Some(gap) => {
+                let missing = size.saturating_sub(gap.size);
                 gap.start = gap.start.saturating_add(size);
                 gap.size = gap.size.saturating_sub(size);
-                Bytes::ZERO
+                missing
             }
-            None => match self.gaps.iter_mut().max_by_key(|gap| gap.size) {
-                Some(gap) => {
-                    let missing = size.saturating_sub(gap.size);
-                    gap.size = Bytes::ZERO;
-                    missing
-                }
-                None => size,
-            },
+            None => size,
         };
         self.gaps.retain(|gap| !gap.size.is_zero());
+        self.use_slot();
+        missing
+    }
+
+    fn use_slot(&mut self) {
+        self.slots = self.slots.saturating_sub(1);
+        self.empty = false;
         if self.slots == 0 {
             self.gaps.clear();
         }
-        missing
     }
 
     /// Takes the whole disk; what could not be taken of `size`.

@@ -306,19 +306,28 @@ impl Group {
         let lacking = if figures.volume_type == VolumeType::Raw {
             let mut disks: Vec<FreeDisk> = figures.raw_disks.iter().map(FreeDisk::new).collect();
             let mut lacking = Bytes::ZERO;
-            // Exclusive ones first, then the largest: as they were packed.
-            let mut held: Vec<&Hold> = ours().collect();
-            let exclusive = |hold: &Hold| hold.spot.as_ref().is_some_and(|spot| spot.exclusive);
-            held.sort_by_key(|hold| (!exclusive(hold), std::cmp::Reverse(hold.size)));
-            for hold in held {
-                let spot = hold.spot.as_ref();
-                let disk = spot.and_then(|s| figures.raw_disks.iter().position(|d| d.name == s.disk));
-                let missing = match (disk.and_then(|d| disks.get_mut(d)), spot) {
-                    (Some(disk), Some(spot)) if spot.exclusive => disk.take_all(hold.size),
+            // First what can be taken just where it was promised; then what a newer report has displaced,
+            // the largest first.
+            let mut displaced: Vec<(Option<usize>, &Hold)> = Vec::new();
+            for hold in ours() {
+                let disk = hold.spot.as_ref().and_then(|s| figures.raw_disks.iter().position(|d| d.name == s.disk));
+                let in_place = match (disk.and_then(|d| disks.get_mut(d)), &hold.spot) {
+                    (Some(disk), Some(spot)) if spot.exclusive => {
+                        lacking = lacking.saturating_add(disk.take_all(hold.size));
+                        true
+                    }
                     (Some(disk), Some(spot)) => disk.take(spot.start, hold.size),
-                    // Its disk is gone, and what was held there with it.
-                    _ => hold.size,
+                    _ => false,
                 };
+                if !in_place {
+                    displaced.push((disk, hold));
+                }
+            }
+            displaced.sort_by_key(|(_, hold)| std::cmp::Reverse(hold.size));
+            for (disk, hold) in displaced {
+                let disk = disk.and_then(|d| disks.get_mut(d));
+                // Where the disk is gone, what was held there is gone with it.
+                let missing = disk.map_or(hold.size, |disk| disk.take_anywhere(hold.size));
                 lacking = lacking.saturating_add(missing);
             }
             let free = disks.iter().map(FreeDisk::free).sum();

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use carina_core::{
-    Bytes, DeviceGroup, Error, GroupName, GroupSelector, Health, Medium, Placement, SizeRange, VolumeName,
-    VolumeRequest, VolumeType,
+    Bytes, DeviceGroup, Error, Gap, GroupName, GroupSelector, Health, Medium, Placement, RawDisk, SizeRange,
+    VolumeName, VolumeRequest, VolumeType,
 };
 use carina_sched::{
     BoundClaim, Claim, GroupReport, Ledger, NodeReport, OneMachine, PlaceError, PodId, PodRequest, RequestError,
@@ -362,4 +362,35 @@ fn included_volumes_are_known_before_their_reservation_is_restored() {
     later.restore(reservation);
     assert_eq!(left(&later, "a"), Bytes::gib(60));
     assert_eq!(later.reservation(&"one".into()).unwrap().settled, BTreeSet::from([volume("one-0")]));
+}
+
+#[test]
+fn raw_holds_stay_where_they_were_promised() {
+    // One gap takes three volumes one after another, the last of them the largest.
+    let mut raw = group("raw-ssd".parse().unwrap(), 100);
+    raw.volume_type = VolumeType::Raw;
+    raw.raw_disks = vec![RawDisk {
+        name: "sdc".to_owned(),
+        size: Bytes::gib(100),
+        gaps: vec![
+            Gap { start: Bytes::gib(1), size: Bytes::gib(12) },
+            Gap { start: Bytes::gib(40), size: Bytes::gib(50) },
+        ],
+        partitions: 2,
+        exclusive: false,
+    }];
+    let mut ledger = Ledger::new(Strategy::Binpack);
+    ledger.report(NodeReport::new("a", vec![raw.into()]));
+    let mut spots = Vec::new();
+    for (name, gib) in [("one", 2), ("two", 3), ("three", 7)] {
+        let group = GroupSelector::Named("raw-ssd".parse().unwrap());
+        let claim = Claim::raw(volume(name), Bytes::gib(gib), group, false);
+        let placed = ledger.reserve(&PodRequest::new(name.into(), vec![claim]), LATER).unwrap();
+        let spot = placed.claims[0].spot.clone().unwrap();
+        spots.push((spot.start.floor_gib(), gib));
+    }
+    assert_eq!(spots, [(1, 2), (3, 3), (6, 7)], "each behind the last, in the smallest gap");
+    // The small gap is full, the large one untouched.
+    let whole = Claim::raw(volume("rest"), Bytes::gib(50), GroupSelector::Any, false);
+    assert_eq!(ledger.reserve(&PodRequest::new("rest".into(), vec![whole]), LATER).unwrap().node, "a");
 }
