@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -68,10 +68,14 @@ impl Memory {
             if !made.success() {
                 return Err(Error::new(format!("{name} was not made: {made}")));
             }
-            // Only for whoever waits; it may fail.
-            let _ = write!(stderr, "\r{volume} of {} volumes", self.volumes);
+            if stderr.is_terminal() {
+                // Only for whoever waits; it may fail.
+                let _ = write!(stderr, "\r{volume} of {} volumes", self.volumes);
+            }
         }
-        let _ = writeln!(stderr);
+        if stderr.is_terminal() {
+            let _ = writeln!(stderr);
+        }
         Ok((before, resident(server.0.id())?))
     }
 }

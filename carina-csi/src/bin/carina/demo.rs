@@ -46,8 +46,13 @@ impl Demo {
             _ = tokio::signal::ctrl_c() => Err(Failure::new(Class::Failed, "interrupted")),
         };
         let struck = stage.strike(self.keep).await;
-        told?;
-        let left = struck?;
+        let left = match (told, struck) {
+            (Ok(()), struck) => struck?,
+            (Err(told), Ok(_)) => return Err(told),
+            (Err(told), Err(struck)) => {
+                return Err(Failure::new(told.class, format!("{}; cleaning up: {}", told.message, struck.message)));
+            }
+        };
         narrator.say(format!("{left}; the demo took {:.1} s", started.elapsed().as_secs_f64()))?;
         narrator.end()
     }

@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use carina_core::exec::{CommandRunner, ProcessRunner};
 use carina_core::sim::{SimBackend, SimNode};
-use carina_core::{Engine, FsType, Retry, VolumeBackend};
+use carina_core::{Engine, Error, FsType, Retry, VolumeBackend};
 use carina_csi::{LinuxMounter, MemoryMounter, Mounter, NodeName};
 use carina_sched::OneMachine;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use crate::disks::Seen;
 use crate::failure::{Class, Failure};
@@ -16,6 +18,8 @@ use crate::node::simulated_devices;
 use crate::options::{LoadedConfig, trial_config};
 use crate::serving::{Bound, Serving};
 
+/// How long a device may be held by others at the end.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The name of the demo's node.
 const NODE: &str = "demo";
 
@@ -137,8 +141,30 @@ impl Stage {
     }
 
     /// Ends the server, takes off whatever is still mounted or attached, and removes the folder; what is
-    /// left, in words.
+    /// left, in words. The folder stays where something in it could not be taken off.
     pub async fn strike(mut self, keep: bool) -> Result<String, Failure> {
+        let folder = self.folder.path().to_owned();
+        let volumes = match self.take_off().await {
+            Ok(volumes) => volumes,
+            Err(failure) => {
+                self.folder.disable_cleanup(true);
+                let message = format!("{}; {} was not removed", failure.message, folder.display());
+                return Err(Failure::new(failure.class, message));
+            }
+        };
+        let mounts = self.mounts_here().await?.len();
+        if keep {
+            self.folder.disable_cleanup(true);
+            return Ok(format!("kept: {} ({volumes} volumes, {mounts} mounts)", folder.display()));
+        }
+        self.folder.close().map_err(|e| {
+            Failure::new(Class::Failed, format!("{} cannot be removed: {e}; remove it by hand", folder.display()))
+        })?;
+        Ok(format!("what is left: {volumes} volumes, {mounts} mounts, and {} is removed", folder.display()))
+    }
+
+    /// Ends the server, and takes off what it mounted and attached; how many volumes there are then.
+    async fn take_off(&mut self) -> Result<usize, Failure> {
         if let Some(serving) = self.serving.take() {
             serving.stop().await?;
         }
@@ -148,19 +174,17 @@ impl Stage {
         }
         let backend = self.backend();
         let volumes = backend.list().await?;
+        let until = Instant::now() + PATIENCE;
         for volume in &volumes {
-            backend.detach(&volume.id).await?;
+            // Something that only looks (a container that starts has all mounts for a moment) soon lets go.
+            while let Err(error) = backend.detach(&volume.id).await {
+                if !matches!(error, Error::InUse(_)) || Instant::now() >= until {
+                    return Err(error.into());
+                }
+                tokio::time::sleep(PATIENCE / 50).await;
+            }
         }
-        let mounts = self.mounts_here().await?.len();
-        let folder = self.folder.path().to_owned();
-        if keep {
-            self.folder.disable_cleanup(true);
-            return Ok(format!("kept: {} ({} volumes, {mounts} mounts)", folder.display(), volumes.len()));
-        }
-        self.folder.close().map_err(|e| {
-            Failure::new(Class::Failed, format!("{} cannot be removed: {e}; remove it by hand", folder.display()))
-        })?;
-        Ok(format!("what is left: {} volumes, {mounts} mounts, and {} is removed", volumes.len(), folder.display()))
+        Ok(volumes.len())
     }
 
     async fn mounts_here(&self) -> Result<Vec<PathBuf>, Failure> {
