@@ -4,7 +4,7 @@ use carina_core::{Bytes, Strategy, VolumeCost, VolumeType};
 
 use crate::packing::RawClaim;
 use crate::request::{Claim, Layout, PodRequest};
-use crate::strategy::Judge;
+use crate::strategy::{Judge, POINTS, tightness};
 use crate::tie;
 use crate::view::ClusterView;
 
@@ -20,15 +20,14 @@ pub fn votes(weights: &Weights, before: u64, after: u64) -> i128 {
     sum
 }
 
-/// What the points of some claims of one group come to.
+/// What the points of some claims of one group come to: as [`Judge::points`] has them for each claim, in
+/// one go and without a branch, for this is done for every node.
 #[inline]
 pub fn points(weights: &Weights, asked: u64, before: u64) -> u32 {
-    let mut sum = 0_u32;
-    for (strategy, weight) in Strategy::ALL.into_iter().zip(weights).filter(|(_, weight)| **weight > 0) {
-        // At most 256 claims with a million points each: this cannot wrap, and needs no check a node.
-        sum = strategy.points(asked, before).wrapping_mul(*weight).wrapping_add(sum);
-    }
-    sum
+    let [binpack, spreadout] = *weights;
+    let tight = tightness(asked, before);
+    // At most 256 claims with a million points each: nothing here can wrap, and checks would cost.
+    tight.wrapping_mul(binpack).wrapping_add(POINTS.wrapping_sub(tight).wrapping_mul(spreadout))
 }
 
 /// What several claims of one LVM group need together.

@@ -37,7 +37,7 @@ impl Judge for Strategy {
         let tight = tightness(asked, before);
         match self {
             Self::Binpack => tight,
-            Self::Spreadout => POINTS.saturating_sub(tight),
+            Self::Spreadout => POINTS - tight,
         }
     }
 }
@@ -46,7 +46,7 @@ impl Judge for Strategy {
 /// arithmetic, rounded down: the same on every platform.
 #[inline]
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn tightness(asked: u64, before: u64) -> u32 {
+pub fn tightness(asked: u64, before: u64) -> u32 {
     // Figures are below 2^62, so the signed conversion, which is the quick one, is exact in sign.
     let share = asked as i64 as f64 * 10.0 / before as i64 as f64;
     let tight = (share - 1.0) * (f64::from(POINTS) / 9.0);
