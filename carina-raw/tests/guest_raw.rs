@@ -149,6 +149,19 @@ fn forgetful_disk() -> PathBuf {
     }
 }
 
+/// Has the kernel read the table anew: it refuses while anybody, udevd included, looks at a partition.
+fn reread(disk: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        sh("udevadm settle");
+        let output = Command::new("blockdev").arg("--rereadpt").arg(disk).output().unwrap();
+        if output.status.success() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 #[test]
 fn a_tenant_finds_nothing_on_a_disk_whose_discard_keeps_the_bytes() {
     let disk = forgetful_disk();
@@ -160,7 +173,7 @@ fn a_tenant_finds_nothing_on_a_disk_whose_discard_keeps_the_bytes() {
     sh(&format!("dd if=/dev/zero of={node} bs=1M count=8 oflag=direct"));
 
     before_the_reboot(&disk);
-    sh(&format!("blockdev --rereadpt {node}"));
+    reread(&disk);
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let backend = backend().await;
         let group: GroupName = "raw-reread".parse().unwrap();
