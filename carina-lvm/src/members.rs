@@ -92,10 +92,11 @@ impl Reader {
         self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Every physical volume of this node, by device.
+    /// Every physical volume of this node, by device. A disk that may not be read is left out where
+    /// another may.
     ///
     /// # Errors
-    /// [`Error::Precondition`] without the privilege to read disks.
+    /// [`Error::Precondition`] without the privilege to read any disk.
     pub async fn find(&self) -> Result<Look> {
         let blocks = blocking(|| candidates(Path::new("/sys/class/block"), Path::new("/dev"))).await??;
         let mut looks = Vec::new();
@@ -104,19 +105,28 @@ impl Reader {
             let look = tokio::spawn(async move { (reader.read(&device, look).await, device) });
             looks.push(look);
         }
-        let mut all = Look::default();
+        let (mut all, mut read_some, mut refused) = (Look::default(), false, None);
         for look in looks {
             let Ok((look, device)) = look.await else { continue };
             match look {
-                Ok(Ok(found)) => all.found.extend(found),
-                Ok(Err(error @ Error::Precondition(_))) => return Err(error),
+                Ok(Ok(found)) => {
+                    read_some = true;
+                    all.found.extend(found);
+                }
+                Ok(Err(error @ Error::Precondition(_))) => {
+                    tracing::warn!("left out: {error}");
+                    refused = Some(error);
+                }
                 Ok(Err(error)) | Err(error) => {
                     tracing::warn!("{error}");
                     all.silent.insert(device);
                 }
             }
         }
-        Ok(all)
+        match refused {
+            Some(error) if !read_some => Err(error),
+            _ => Ok(all),
+        }
     }
 }
 
