@@ -1,21 +1,24 @@
 //! The engine: the life of volumes over the backends of one node.
 
+mod events;
 mod operations;
 mod queue;
 
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::{
-    Bytes, Capabilities, DeviceGroup, Disk, Error, FormatRecord, GroupName, GroupSelector, Placement, PlanStep,
+    Bytes, Capabilities, DeviceGroup, Disk, Error, Event, FormatRecord, GroupName, GroupSelector, Placement, PlanStep,
     Recovery, Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeService,
     VolumeType,
 };
+use events::Bus;
+pub use events::Events;
 use operations::{Operation, Operations};
 use queue::Queues;
 
@@ -50,6 +53,7 @@ struct Inner {
     queues: Queues,
     operations: Operations,
     retry: Retry,
+    bus: Bus,
 }
 
 impl Engine {
@@ -74,7 +78,14 @@ impl Engine {
             recovery.mended.extend(done.mended);
             recovery.for_a_person.extend(done.for_a_person);
         }
-        let inner = Inner { backends, placement, queues: Queues::default(), operations: Operations::new(), retry };
+        let inner = Inner {
+            backends,
+            placement,
+            queues: Queues::default(),
+            operations: Operations::new(),
+            retry,
+            bus: Bus::new(),
+        };
         Ok((Self { inner: Arc::new(inner) }, recovery))
     }
 
@@ -138,6 +149,32 @@ impl Engine {
         })
         .await
         .unwrap_or_else(|e| Err(Error::Precondition(format!("the step ended without a result: {e}"))))
+    }
+
+    /// Listens to what happens to disks, groups and volumes: the latest events that were, then those that
+    /// come.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        self.inner.bus.subscribe()
+    }
+
+    /// Tells of something that happened once: it goes to the log and to everyone who listens.
+    pub fn publish(&self, event: Event) {
+        self.inner.bus.publish(event);
+    }
+
+    /// Says all that `watcher` (a part of the program, by its name) sees now. What it didn't see the last
+    /// time is told as it is; of a warning that it no longer sees, [`Reason::Resolved`](crate::Reason) is
+    /// told; what stays as it was is told once only, however often it is seen. Two sights are the same if
+    /// subject, reason and message are.
+    pub fn stand(&self, watcher: &'static str, now: SystemTime, seen: Vec<Event>) {
+        self.inner.bus.stand(watcher, now, seen);
+    }
+
+    /// What holds now, by what every watcher saw last, each with the time since which it is so.
+    #[must_use]
+    pub fn standing(&self) -> Vec<Event> {
+        self.inner.bus.standing()
     }
 
     /// What the backend for this kind of volumes can do beyond their life.

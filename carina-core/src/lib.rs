@@ -10,6 +10,7 @@ mod class;
 pub mod config;
 mod disk;
 mod error;
+mod event;
 mod format;
 mod group;
 mod health;
@@ -40,6 +41,7 @@ pub use class::ClassParameters;
 pub use config::{Config, DiskSelector, GroupRule, Strategy};
 pub use disk::{Disk, DiskKind, Medium, NotBare, Signature};
 pub use error::{BackendFailure, Error, NoCapacity, Result};
+pub use event::{Event, Reason, Severity, Subject};
 pub use format::FormatRecord;
 pub use group::{DEFAULT_RESERVE, DeviceGroup, PoolFigures, REALLY_FREE};
 pub use health::Health;
@@ -55,6 +57,6 @@ pub use volume::{ClaimName, FsType, GroupSelector, SizeRange, Volume, VolumeRequ
 #[cfg(feature = "engine")]
 pub use backend::{Capabilities, Recovery, VolumeBackend};
 #[cfg(feature = "engine")]
-pub use engine::{Engine, Retry};
+pub use engine::{Engine, Events, Retry};
 #[cfg(feature = "engine")]
 pub use service::{Room, VolumeService};
