@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::exec::CommandRunner;
-use crate::{Bytes, Disk, DiskKind, Error, Medium, PlannedDisk, Result, Signature};
+use crate::{Bytes, Disk, DiskKind, Error, Medium, PlannedDisk, Result, SectorSizes, Signature, Transport};
 use ids::Links;
 use mounts::InUse;
 
@@ -26,6 +26,7 @@ pub struct Sysfs {
     sys: PathBuf,
     proc: PathBuf,
     dev: PathBuf,
+    udev: PathBuf,
 }
 
 impl Default for Sysfs {
@@ -44,17 +45,17 @@ struct Seen {
 }
 
 impl Sysfs {
-    /// This machine: `/sys`, `/proc` and `/dev`.
+    /// This machine: `/sys`, `/proc`, `/dev` and `/run/udev`.
     #[must_use]
     pub fn host() -> Self {
         Self::at("/")
     }
 
-    /// The folders `sys`, `proc` and `dev` under `root`.
+    /// The folders `sys`, `proc`, `dev` and `run/udev` under `root`.
     #[must_use]
     pub fn at(root: impl AsRef<Path>) -> Self {
         let root = root.as_ref();
-        Self { sys: root.join("sys"), proc: root.join("proc"), dev: root.join("dev") }
+        Self { sys: root.join("sys"), proc: root.join("proc"), dev: root.join("dev"), udev: root.join("run/udev") }
     }
 
     /// The node of a device: `/dev/sdb`. The kernel writes a slash in a name as `!`.
@@ -128,6 +129,13 @@ impl Sysfs {
                 size,
                 medium: if rotational.as_deref() == Some("0") { Medium::Ssd } else { Medium::Hdd },
                 kind,
+                transport: transport(kind, &whole),
+                sectors: SectorSizes {
+                    logical: number_in(&whole.join("queue/logical_block_size")),
+                    physical: number_in(&whole.join("queue/physical_block_size")),
+                },
+                removable: text(&whole.join("removable")).as_deref() == Some("1"),
+                settled: self.settled(&number),
                 read_only: read_only.as_deref() == Some("1"),
                 partitions: partitions(&device),
                 holders: entries(&device.join("holders")).unwrap_or_default(),
@@ -138,10 +146,17 @@ impl Sysfs {
                     Signature::Unknown(format!("the kernel does not say {}", unreadable.join(", ")))
                 },
                 group: None,
+                used: Bytes::ZERO,
+                grown: Bytes::ZERO,
                 path,
             },
             number,
         })
+    }
+
+    /// Whether udev is done with a device: where udevd runs, it keeps a file of each that it has handled.
+    fn settled(&self, number: &str) -> bool {
+        !self.udev.join("control").exists() || self.udev.join("data").join(format!("b{number}")).exists()
     }
 }
 
@@ -224,6 +239,36 @@ fn kind(name: &str, device: &Path) -> Option<DiskKind> {
     // Only what sits on a bus has a device behind it; device-mapper, md, bcache and drbd have none.
     let real = device.join("device").exists() && !NEVER.iter().any(|never| name.starts_with(never));
     Some(if real { DiskKind::Disk } else { DiskKind::Other })
+}
+
+/// How a disk is attached, by the buses on the way to it in sysfs.
+fn transport(kind: DiskKind, whole: &Path) -> Transport {
+    if kind == DiskKind::Loop {
+        return Transport::Loop;
+    }
+    let real = fs::canonicalize(whole).unwrap_or_else(|_| whole.to_owned());
+    let numbered = |part: &str, bus: &str| {
+        part.strip_prefix(bus).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let mut found = Transport::Unknown;
+    // The one nearest to the disk counts, but a network under a SCSI host counts more than the host.
+    for part in real.iter().filter_map(|part| part.to_str()) {
+        found = match part {
+            _ if numbered(part, "session") || numbered(part, "rport-") => return Transport::Network,
+            _ if numbered(part, "nvme") => Transport::Nvme,
+            _ if numbered(part, "usb") => Transport::Usb,
+            _ if numbered(part, "ata") => Transport::Ata,
+            _ if numbered(part, "virtio") => Transport::Virtio,
+            _ if numbered(part, "mmc") => Transport::Mmc,
+            _ if numbered(part, "target") && found == Transport::Unknown => Transport::Scsi,
+            _ => found,
+        };
+    }
+    found
+}
+
+fn number_in(path: &Path) -> u32 {
+    text(path).and_then(|number| number.parse().ok()).unwrap_or_default()
 }
 
 /// The folder of the disk that a partition is on: the one above its own.

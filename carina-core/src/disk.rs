@@ -40,6 +40,56 @@ pub enum DiskKind {
     Other,
 }
 
+/// How a disk is attached, as far as its place in sysfs says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// NVMe.
+    Nvme,
+    /// SATA or the older ATA.
+    Ata,
+    /// SCSI or SAS.
+    Scsi,
+    /// USB.
+    Usb,
+    /// A virtual machine's.
+    Virtio,
+    /// SD cards and the like.
+    Mmc,
+    /// Over a network (iSCSI, Fibre Channel): other nodes may see it too.
+    Network,
+    /// A file under a loop device.
+    Loop,
+    /// It can't be told.
+    #[default]
+    Unknown,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Nvme => "nvme",
+            Self::Ata => "ata",
+            Self::Scsi => "scsi",
+            Self::Usb => "usb",
+            Self::Virtio => "virtio",
+            Self::Mmc => "mmc",
+            Self::Network => "network",
+            Self::Loop => "loop",
+            Self::Unknown => "-",
+        })
+    }
+}
+
+/// The sizes of a disk's sectors, in bytes; zero where the kernel doesn't say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SectorSizes {
+    /// The unit in which it is addressed.
+    pub logical: u32,
+    /// The unit in which it writes without reading first.
+    pub physical: u32,
+}
+
 /// What a low-level probe of the device found on it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "state", content = "what", rename_all = "lowercase")]
@@ -67,6 +117,18 @@ pub struct Disk {
     pub medium: Medium,
     /// What kind of device it is.
     pub kind: DiskKind,
+    /// How it is attached.
+    #[serde(default)]
+    pub transport: Transport,
+    /// Its sectors.
+    #[serde(default)]
+    pub sectors: SectorSizes,
+    /// Whether its medium can be taken out.
+    #[serde(default)]
+    pub removable: bool,
+    /// Whether udev, where it runs, is done with it, so that all of its ids are known.
+    #[serde(default = "settled")]
+    pub settled: bool,
     /// Whether the kernel refuses writes to it.
     pub read_only: bool,
     /// The kernel names of its partitions.
@@ -79,6 +141,17 @@ pub struct Disk {
     pub signature: Signature,
     /// The group of ours that it belongs to already.
     pub group: Option<GroupName>,
+    /// What its group has allocated on it, to volumes of ours or of others.
+    #[serde(default)]
+    pub used: Bytes,
+    /// What it has grown by since its group last looked: what the group could have more of it.
+    #[serde(default)]
+    pub grown: Bytes,
+}
+
+/// A disk is settled unless it is known not to be.
+const fn settled() -> bool {
+    true
 }
 
 /// One reason for which a disk may not be claimed.
@@ -121,6 +194,8 @@ pub enum NotBare {
         /// What.
         signature: String,
     },
+    /// udev isn't done with it.
+    Unsettled,
     /// It could not be probed.
     Unprobed {
         /// Why.
@@ -139,12 +214,38 @@ impl fmt::Display for NotBare {
             Self::Held { holders } => write!(f, "held by {}", holders.join(", ")),
             Self::Mounted { mounts } => write!(f, "mounted at {}", mounts.join(", ")),
             Self::Signed { signature } => write!(f, "has a signature: {signature}"),
+            Self::Unsettled => f.write_str("udev has not finished with it yet; looked at again soon"),
             Self::Unprobed { problem } => write!(f, "could not be probed: {problem}"),
         }
     }
 }
 
 impl Disk {
+    /// A whole disk with nothing on it and nothing known of it but this, `/dev/NAME`.
+    #[must_use]
+    pub fn bare(name: &str, size: Bytes, medium: Medium) -> Self {
+        Self {
+            name: name.to_owned(),
+            path: PathBuf::from("/dev").join(name),
+            ids: Vec::new(),
+            size,
+            medium,
+            kind: DiskKind::Disk,
+            transport: Transport::Unknown,
+            sectors: SectorSizes::default(),
+            removable: false,
+            settled: true,
+            read_only: false,
+            partitions: Vec::new(),
+            holders: Vec::new(),
+            mounts: Vec::new(),
+            signature: Signature::Blank,
+            group: None,
+            used: Bytes::ZERO,
+            grown: Bytes::ZERO,
+        }
+    }
+
     /// Every reason for which this disk is not bare; empty if it is bare and may be claimed.
     ///
     /// That it could not be probed is a reason only where there is no other: such a disk isn't probed.
@@ -174,6 +275,9 @@ impl Disk {
         }
         if !self.mounts.is_empty() {
             reasons.push(NotBare::Mounted { mounts: self.mounts.clone() });
+        }
+        if !self.settled {
+            reasons.push(NotBare::Unsettled);
         }
         match &self.signature {
             Signature::Blank => {}

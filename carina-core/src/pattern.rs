@@ -212,24 +212,12 @@ pub(crate) fn parent(partition: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bytes, Medium, Signature};
+    use crate::{Bytes, Medium};
     use proptest::prelude::*;
 
     fn device(name: &str, kind: DiskKind, ids: &[&str]) -> Disk {
-        Disk {
-            name: name.to_owned(),
-            path: format!("/dev/{name}").into(),
-            ids: ids.iter().map(|id| (*id).to_owned()).collect(),
-            size: Bytes::gib(100),
-            medium: Medium::Ssd,
-            kind,
-            read_only: false,
-            partitions: Vec::new(),
-            holders: Vec::new(),
-            mounts: Vec::new(),
-            signature: Signature::Blank,
-            group: None,
-        }
+        let ids = ids.iter().map(|id| (*id).to_owned()).collect();
+        Disk { ids, kind, ..Disk::bare(name, Bytes::gib(100), Medium::Ssd) }
     }
 
     fn on_disk(pattern: &str, name: &str) -> Matched {

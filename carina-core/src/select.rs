@@ -82,23 +82,11 @@ impl Selection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bytes, Config, DiskKind, Signature};
+    use crate::{Bytes, Config, DiskKind};
 
     fn disk(name: &str, medium: Medium) -> Disk {
-        Disk {
-            name: name.to_owned(),
-            path: format!("/dev/{name}").into(),
-            ids: Vec::new(),
-            size: Bytes::gib(100),
-            medium,
-            kind: if name.ends_with(char::is_numeric) { DiskKind::Partition } else { DiskKind::Disk },
-            read_only: false,
-            partitions: Vec::new(),
-            holders: Vec::new(),
-            mounts: Vec::new(),
-            signature: Signature::Blank,
-            group: None,
-        }
+        let kind = if name.ends_with(char::is_numeric) { DiskKind::Partition } else { DiskKind::Disk };
+        Disk { kind, ..Disk::bare(name, Bytes::gib(100), medium) }
     }
 
     fn selector(json: &str) -> DiskSelector {

@@ -11,6 +11,7 @@ mod backend;
 mod fault;
 mod loop_device;
 mod node;
+mod steps;
 
 pub use backend::SimBackend;
 pub use fault::{Fault, SimOperation};

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use carina_core::config::{Config, KEYS};
-use carina_core::{Bytes, Disk, DiskKind, DiskSelector, Matched, Medium, Pattern, Signature};
+use carina_core::{Bytes, Disk, DiskSelector, Matched, Medium, Pattern};
 
 const DOCUMENT: &str = include_str!("../../docs/configuration.md");
 
@@ -25,20 +25,7 @@ fn quoted(cell: &str) -> Vec<&str> {
 }
 
 fn disk(name: &str) -> Disk {
-    Disk {
-        name: name.to_owned(),
-        path: format!("/dev/{name}").into(),
-        ids: Vec::new(),
-        size: Bytes::gib(100),
-        medium: Medium::Ssd,
-        kind: DiskKind::Disk,
-        read_only: false,
-        partitions: Vec::new(),
-        holders: Vec::new(),
-        mounts: Vec::new(),
-        signature: Signature::Blank,
-        group: None,
-    }
+    Disk::bare(name, Bytes::gib(100), Medium::Ssd)
 }
 
 #[test]

@@ -6,7 +6,7 @@
 // Clippy lets tests unwrap, but not the functions that tests share.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use carina_core::discover::{self, Sysfs};
@@ -33,7 +33,7 @@ fn find<'a>(disks: &'a [Disk], name: &str) -> &'a Disk {
 
 fn plan(disks: &[Disk], selector: &str) -> GroupPlan {
     let config = Config::parse(&format!(r#"{{"diskSelector": {selector}}}"#)).unwrap().config;
-    GroupPlan::new(disks, &BTreeMap::new(), &config, &BTreeSet::new())
+    GroupPlan::new(disks, &[], &config, &BTreeSet::new())
 }
 
 /// The disks on the SCSI bus, whose order changes from boot to boot: the SSD, then the HDD.

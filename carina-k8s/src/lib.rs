@@ -5,7 +5,6 @@
 pub mod condition;
 pub mod controller;
 pub mod crds;
-pub mod event;
 mod exposition;
 pub mod failure;
 mod listing;

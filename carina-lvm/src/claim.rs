@@ -16,6 +16,9 @@ use crate::tags;
 impl LvmBackend {
     pub(crate) async fn apply_step(&self, step: &PlanStep) -> Result<()> {
         let (name, what) = (step.group(), step.to_string());
+        if !step.claims() {
+            return Err(Error::Unsupported(format!("{what}: the disks of LVM groups stay as they are")));
+        }
         if !names::group_fits(name.as_str()) {
             return Err(Error::InvalidArgument(format!(
                 "{what}: the name is too long for device-mapper once its hyphens are doubled; choose a shorter one"

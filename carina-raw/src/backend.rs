@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carina_core::{
-    Bytes, Capabilities, DeviceGroup, Disk, DiskKind, Error, FormatRecord, GroupName, Health, Holding, Medium,
+    Bytes, Capabilities, DeviceGroup, Disk, DiskKind, Error, FormatRecord, GroupName, Health, Medium,
     PARTITION_ALIGNMENT, PlanStep, PlannedDisk, RawDisk, Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId,
     VolumeName, VolumeRequest, VolumeType, best_fit, smallest_whole,
 };
@@ -40,8 +40,6 @@ pub struct RawBackend {
     scanned: AtomicBool,
     /// Whether the disks are ours to change.
     owner: AtomicBool,
-    /// The id of this cluster.
-    cluster: Option<String>,
 }
 
 /// What a look at a disk that isn't a member found.
@@ -63,14 +61,7 @@ impl RawBackend {
             scanning: Turn::default(),
             scanned: AtomicBool::new(false),
             owner: AtomicBool::new(false),
-            cluster: None,
         }
-    }
-
-    /// The same for a cluster of this id, which is recorded of each volume that it makes.
-    #[must_use]
-    pub fn for_cluster(self, id: Option<String>) -> Self {
-        Self { cluster: id, ..self }
     }
 
     /// The disks of ours, looked for if that has never been done.
@@ -179,6 +170,7 @@ impl RawBackend {
             }
             for disk in disks.iter_mut().filter(|disk| disk.name == member.name) {
                 disk.group = Some(member.group());
+                disk.used = disk.size;
             }
         }
         self.scanned.store(true, Ordering::Relaxed);
@@ -388,6 +380,9 @@ impl VolumeBackend for RawBackend {
 
     async fn apply(&self, step: &PlanStep) -> Result<()> {
         self.owned(&step.to_string())?;
+        if !step.claims() {
+            return Err(Error::Unsupported(format!("{step}: the disks of raw groups stay as they are")));
+        }
         let group = step.group();
         let members = self.of_group(group);
         let is_member =
@@ -395,7 +390,7 @@ impl VolumeBackend for RawBackend {
         let medium = match (step, members.first()) {
             (_, Some((_, view))) => view.medium(),
             (PlanStep::CreateGroup { medium, .. }, None) => *medium,
-            (PlanStep::GrowGroup { .. }, None) => {
+            (_, None) => {
                 return Err(Error::Precondition(format!("{step}: there is no group {group} on this node")));
             }
         };
@@ -456,7 +451,6 @@ impl VolumeBackend for RawBackend {
             size,
             exclusive: request.exclusive,
             wipe: request.wipe,
-            cluster: self.cluster.clone(),
         };
         member.change(&format!("create {id}"), move |disk| disk.create(&new)).await?;
         self.volume(&id)
@@ -516,32 +510,6 @@ impl VolumeBackend for RawBackend {
             .change(&format!("record the format of {id}"), move |disk| disk.record_format(&formatted, record))
             .await?;
         Ok(())
-    }
-
-    async fn holdings(&self) -> Result<Vec<Holding>> {
-        let mut holdings = Vec::new();
-        for member in self.known().await? {
-            let view = member.view();
-            holdings.extend(view.contents.volumes().into_iter().map(|(record, health)| Holding {
-                volume: member.volume(&view, &record, &health),
-                cluster: record.cluster,
-                quarantined: record.quarantined,
-            }));
-        }
-        holdings.sort_by(|a, b| a.volume.id.cmp(&b.volume.id));
-        Ok(holdings)
-    }
-
-    async fn set_quarantine(&self, id: &VolumeId, since: Option<u64>) -> Result<()> {
-        let (member, quarantined) = (self.located(id)?, id.clone());
-        let what = format!("record the quarantine of {id}");
-        member.change(&what, move |disk| disk.record_quarantine(&quarantined, since)).await?;
-        Ok(())
-    }
-
-    async fn in_use(&self, id: &VolumeId) -> Result<bool> {
-        let (member, asked) = (self.located(id)?, id.clone());
-        member.with_disk(&format!("see whether {id} is in use"), move |disk| disk.in_use(&asked)).await
     }
 
     async fn background(&self) -> Result<Vec<String>> {

@@ -2,7 +2,7 @@
 //!
 //! `cargo run -p carina-examples --example embed`
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use carina_core::sim::{SimBackend, SimDisk, SimNode};
@@ -24,7 +24,7 @@ pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // What the config says of the disks, as a plan: pure, with a reason for each disk.
     let config = Config::parse(r#"{ "diskSelector": ["sd*"] }"#)?.config;
-    let plan = GroupPlan::new(&engine.disks().await?, &BTreeMap::new(), &config, &BTreeSet::new());
+    let plan = GroupPlan::new(&engine.disks().await?, &[], &config, &BTreeSet::new());
     print!("{plan}");
     for step in plan.steps {
         engine.apply(step).await?;

@@ -2,7 +2,7 @@
 //!
 //! `cargo run -p carina-examples --example own_placement`
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use carina_core::sim::{SimBackend, SimDisk, SimNode};
@@ -43,7 +43,7 @@ pub async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let (engine, _) =
         Engine::start(vec![Arc::new(SimBackend::new(node))], Arc::new(FewestVolumes), Retry::default()).await?;
     let config = Config::parse(r#"{ "diskSelector": ["sd*"] }"#)?.config;
-    for step in GroupPlan::new(&engine.disks().await?, &BTreeMap::new(), &config, &BTreeSet::new()).steps {
+    for step in GroupPlan::new(&engine.disks().await?, &[], &config, &BTreeSet::new()).steps {
         engine.apply(step).await?;
     }
     let mut groups = Vec::new();

@@ -18,7 +18,6 @@ pub(super) enum Operation {
     Expand(SizeRange),
     Delete,
     Format,
-    Quarantine(Option<u64>),
 }
 
 impl Operation {
@@ -28,7 +27,6 @@ impl Operation {
             Self::Expand(_) => "expand",
             Self::Delete => "delete",
             Self::Format => "format",
-            Self::Quarantine(_) => "quarantine",
         }
     }
 }

@@ -1,35 +1,57 @@
-use proptest::prelude::*;
+//! A plan's decisions, one by one.
+
+use std::collections::BTreeSet;
 
 use super::*;
-use crate::{DiskKind, Signature};
+use crate::{Config, DeviceGroup, DiskKind, Health, Reason, Signature, Subject};
 
-fn disk(name: &str) -> Disk {
+pub(super) fn disk(name: &str) -> Disk {
     let partition = name.starts_with("sd") && name.ends_with(char::is_numeric);
     Disk {
-        name: name.to_owned(),
-        path: format!("/dev/{name}").into(),
         ids: vec![format!("serial-{name}")],
-        size: Bytes::gib(100),
-        medium: Medium::Ssd,
         kind: if partition { DiskKind::Partition } else { DiskKind::Disk },
-        read_only: false,
-        partitions: Vec::new(),
-        holders: Vec::new(),
-        mounts: Vec::new(),
-        signature: Signature::Blank,
-        group: None,
+        ..Disk::bare(name, Bytes::gib(100), Medium::Ssd)
     }
 }
 
-fn config(selector: &str) -> Config {
+pub(super) fn config(selector: &str) -> Config {
     Config::parse(&format!(r#"{{"diskSelector": {selector}}}"#)).unwrap().config
 }
 
-fn lvm(names: &[&str]) -> BTreeMap<GroupName, VolumeType> {
-    names.iter().map(|name| (name.parse().unwrap(), VolumeType::Lvm)).collect()
+/// A sound group with no figures.
+pub(super) fn group(name: &str, volume_type: VolumeType) -> DeviceGroup {
+    DeviceGroup {
+        name: name.parse().unwrap(),
+        volume_type,
+        medium: Medium::Ssd,
+        size: Bytes::ZERO,
+        free: Bytes::ZERO,
+        volumes_size: Bytes::ZERO,
+        volumes: 0,
+        volumes_left: 0,
+        extent: Bytes::mib(4),
+        metadata_spare: Bytes::ZERO,
+        reserve: Bytes::ZERO,
+        disks: Vec::new(),
+        raw_disks: Vec::new(),
+        health: Health::Ok,
+    }
 }
 
-fn plan(disks: &[Disk], groups: &BTreeMap<GroupName, VolumeType>, config: &Config) -> GroupPlan {
+fn lvm(names: &[&str]) -> Vec<DeviceGroup> {
+    names.iter().map(|name| group(name, VolumeType::Lvm)).collect()
+}
+
+/// A disk in a group.
+fn member(name: &str, of: &str) -> Disk {
+    Disk { group: Some(of.parse().unwrap()), ..disk(name) }
+}
+
+fn steps(plan: &GroupPlan) -> Vec<String> {
+    plan.steps.iter().map(ToString::to_string).collect()
+}
+
+fn plan(disks: &[Disk], groups: &[DeviceGroup], config: &Config) -> GroupPlan {
     GroupPlan::new(disks, groups, config, &BTreeSet::new())
 }
 
@@ -47,7 +69,7 @@ fn one_warning(plan: &GroupPlan, words: &[&str]) {
 #[test]
 fn bare_disks_make_the_two_documented_groups() {
     let disks = [disk("sdc"), Disk { medium: Medium::Hdd, ..disk("sdb") }, disk("nvme0n1"), disk("sda")];
-    let plan = plan(&disks, &BTreeMap::new(), &config(r#"["sd*", "nvme*"]"#));
+    let plan = plan(&disks, &[], &config(r#"["sd*", "nvme*"]"#));
     let steps: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
     assert_eq!(steps, ["create group carina-vg-hdd on sdb", "create group carina-vg-ssd on nvme0n1, sda, sdc"]);
     assert!(plan.left.is_empty() && plan.warnings.is_empty() && plan.notes.is_empty(), "{plan}");
@@ -73,7 +95,7 @@ fn every_disk_that_is_left_says_why() {
         disk("vdb"),
         disk("sda3"),
     ];
-    let plan = plan(&disks, &BTreeMap::new(), &config(r#"["sd*"]"#));
+    let plan = plan(&disks, &[], &config(r#"["sd*"]"#));
     assert!(plan.is_empty());
     assert_eq!(
         why(&plan, "sdb").to_string(),
@@ -89,7 +111,7 @@ fn every_disk_that_is_left_says_why() {
 fn a_disk_of_two_groups_is_claimed_by_neither() {
     let rules =
         r#"[{"name": "a", "re": ["sd[b-d]"], "policy": "LVM"}, {"name": "b", "re": ["sd[d-f]"], "policy": "RAW"}]"#;
-    let plan = plan(&[disk("sdc"), disk("sdd"), disk("sde")], &BTreeMap::new(), &config(rules));
+    let plan = plan(&[disk("sdc"), disk("sdd"), disk("sde")], &[], &config(rules));
     assert_eq!(plan.steps.len(), 2, "{plan}");
     assert_eq!(plan.steps[1].volume_type(), VolumeType::Raw);
     assert_eq!(why(&plan, "sdd").to_string(), "selected for a, b at once, so for none");
@@ -100,9 +122,9 @@ fn disks_with_one_id_are_claimed_by_neither() {
     // Even if only one of two listings of a disk knows its id.
     let nameless = Disk { ids: Vec::new(), ..disk("sdb") };
     let listed = [nameless.clone(), disk("sdb"), Disk { name: "sdc".to_owned(), ..disk("sdb") }, nameless];
-    assert!(plan(&listed, &BTreeMap::new(), &config(r#"["sd*"]"#)).is_empty());
+    assert!(plan(&listed, &[], &config(r#"["sd*"]"#)).is_empty());
     let twin = |name: &str| Disk { ids: vec!["wwn-0x1".to_owned(), "serial-1".to_owned()], ..disk(name) };
-    let both = plan(&[twin("sdb"), twin("sdc")], &BTreeMap::new(), &config(r#"["sd*"]"#));
+    let both = plan(&[twin("sdb"), twin("sdc")], &[], &config(r#"["sd*"]"#));
     assert!(both.is_empty());
     assert!(matches!(why(&both, "sdb"), WhyLeft::SameId { others, .. } if others == &["sdc"]));
     one_warning(&both, &["sdb, sdc", "serial-1", "none of them"]);
@@ -118,7 +140,7 @@ fn partitions_of_a_raw_group_are_its_volumes() {
     let rules =
         r#"[{"name": "raw", "re": ["sdb"], "policy": "RAW"}, {"name": "lvm", "re": ["sdb1"], "policy": "LVM"}]"#;
     let disks = [Disk { group: Some(raw.clone()), ..disk("sdb") }, disk("sdb1")];
-    let plan = plan(&disks, &BTreeMap::from([(raw.clone(), VolumeType::Raw)]), &config(rules));
+    let plan = plan(&disks, &[group("raw", VolumeType::Raw)], &config(rules));
     assert!(plan.is_empty(), "{plan}");
     assert_eq!(*why(&plan, "sdb1"), WhyLeft::PartOf { disk: "sdb".to_owned(), group: raw });
 }
@@ -126,7 +148,7 @@ fn partitions_of_a_raw_group_are_its_volumes() {
 #[test]
 fn a_partition_is_claimed_where_it_is_named_and_its_disk_never_with_it() {
     let disks = [disk("sdb"), disk("sdb1")];
-    let plan = plan(&disks, &BTreeMap::new(), &config(r#"["sdb", "sdb1"]"#));
+    let plan = plan(&disks, &[], &config(r#"["sdb", "sdb1"]"#));
     assert_eq!(plan.steps.len(), 1);
     assert_eq!(plan.steps[0].disks()[0].name, "sdb1");
     assert!(why(&plan, "sdb").to_string().contains("has partitions (sdb1)"), "{plan}");
@@ -154,6 +176,7 @@ fn a_config_that_selects_nothing_changes_nothing_and_says_so() {
         let plan = plan(&disks, &lvm(&["carina-vg-ssd"]), &config);
         assert!(plan.is_empty());
         one_warning(&plan, &["carina-vg-ssd", "sdb", "no longer selects", "left as they are"]);
+        assert_eq!(reasons(&plan, &disks), [(Subject::from(&GroupName::ssd()), Reason::SelectorUnselectsAll)]);
     }
     assert!(plan(&disks, &lvm(&[]), &Config::default()).notes[0].contains("selects no disk"));
 }
@@ -162,7 +185,7 @@ fn a_config_that_selects_nothing_changes_nothing_and_says_so() {
 fn groups_that_are_not_for_this_node_are_noted() {
     let rules = r#"[{"name": "fast", "re": ["sd*"], "policy": "LVM", "nodeLabel": "tier/fast"},
                     {"name": "slow", "re": ["vd*"], "policy": "LVM"}]"#;
-    let plan = plan(&[disk("sdb")], &BTreeMap::new(), &config(rules));
+    let plan = plan(&[disk("sdb")], &[], &config(rules));
     assert!(plan.is_empty());
     assert_eq!(
         plan.notes,
@@ -181,7 +204,7 @@ fn a_group_never_changes_its_kind() {
 fn a_mixed_group_counts_as_the_slower_medium() {
     let rules = config(r#"[{"name": "ssd", "re": ["sd*"], "policy": "LVM"}]"#);
     let hdd = |name: &str| Disk { medium: Medium::Hdd, ..disk(name) };
-    let mixed = plan(&[disk("sdb"), hdd("sdc")], &BTreeMap::new(), &rules);
+    let mixed = plan(&[disk("sdb"), hdd("sdc")], &[], &rules);
     assert!(matches!(mixed.steps[0], PlanStep::CreateGroup { medium: Medium::Hdd, .. }));
     assert_eq!(mixed.warnings.len(), 2, "{mixed}");
     let member = Disk { group: Some(GroupName::ssd()), ..disk("sdb") };
@@ -192,13 +215,13 @@ fn a_mixed_group_counts_as_the_slower_medium() {
 #[test]
 fn a_group_smaller_than_its_reserve_is_warned_of() {
     let small = Disk { size: Bytes::gib(11), ..disk("sdb") };
-    one_warning(&plan(&[small], &BTreeMap::new(), &config(r#"["sd*"]"#)), &["11 GiB", "reserve"]);
+    one_warning(&plan(&[small], &[], &config(r#"["sd*"]"#)), &["11 GiB", "reserve"]);
 }
 
 #[test]
 fn a_plan_is_json() {
     let disks = [disk("sdb"), disk("sda3"), Disk { read_only: true, ..disk("sdc") }];
-    let plan = plan(&disks, &BTreeMap::new(), &config(r#"["sd*"]"#));
+    let plan = plan(&disks, &[], &config(r#"["sd*"]"#));
     let json = serde_json::to_value(&plan).unwrap();
     assert_eq!(json["steps"][0]["action"], "createGroup");
     assert_eq!(json["steps"][0]["disks"][0]["name"], "sdb");
@@ -206,108 +229,128 @@ fn a_plan_is_json() {
     assert_eq!(json["left"][1]["reasons"][0]["reason"], "readOnly");
 }
 
-/// Configs that overlap, contradict each other and say nothing.
-const CONFIGS: [&str; 7] = [
-    "[]",
-    r#"["sd*", "vd*"]"#,
-    r#"[".*", "sda1"]"#,
-    r#"[{"name": "ssd", "re": ["sd[ab]", "id-1"], "policy": "LVM"}, {"name": "raw", "re": ["sd[bc]", "sda[12]"], "policy": "RAW"}]"#,
-    r#"[{"name": "a", "re": ["sd*"], "policy": "LVM"}, {"name": "b", "re": ["vd*"], "policy": "LVM"}]"#,
-    r#"[{"name": "a", "re": ["sd*"], "policy": "LVM", "nodeLabel": "yes"}, {"name": "b", "re": [".*"], "policy": "RAW", "nodeLabel": "no"}]"#,
-    r#"[{"name": "a", "re": ["sda1", "vda"], "policy": "RAW"}]"#,
-];
+fn reasons(plan: &GroupPlan, disks: &[Disk]) -> Vec<(Subject, Reason)> {
+    let events = plan.events(disks, std::time::SystemTime::UNIX_EPOCH);
+    events.into_iter().map(|event| (event.subject, event.reason)).collect()
+}
 
-fn any_disk() -> impl Strategy<Value = Disk> {
-    let name = proptest::sample::select(vec!["sda", "sdb", "sdc", "sda1", "sda2", "sdb1", "vda", "vdb"]);
-    let group = proptest::option::weighted(0.2, proptest::sample::select(vec!["carina-vg-ssd", "a", "b", "raw"]));
-    let signature = prop_oneof![
-        6 => Just(Signature::Blank),
-        1 => Just(Signature::Found("xfs".to_owned())),
-        1 => Just(Signature::Unknown("unreadable".to_owned())),
+const TWO_GROUPS: &str =
+    r#"[{"name": "a", "re": ["sda", "sdb"], "policy": "LVM"}, {"name": "b", "re": ["sdc", "sdd"], "policy": "LVM"}]"#;
+
+#[test]
+fn a_disk_that_is_no_longer_selected_leaves_if_nothing_is_on_it() {
+    let used = Disk { used: Bytes::GIB, ..member("sdf", "a") };
+    let disks = [member("sda", "a"), member("sde", "a"), used];
+    let plan = plan(&disks, &lvm(&["a"]), &config(TWO_GROUPS));
+    assert_eq!(steps(&plan), ["take sde out of group a"]);
+    assert!(plan.because["sde"].contains("nothing is on it"), "{plan}");
+    let stays = why(&plan, "sdf").to_string();
+    assert!(stays.contains("1 GiB of it are in use") && stays.contains("carina drain"), "{stays}");
+    assert_eq!(reasons(&plan, &disks), [(Subject::from(&disks[2]), Reason::DiskUnselectedInUse)]);
+}
+
+#[test]
+fn what_is_in_doubt_is_not_let_go() {
+    let cases = [
+        (Disk { settled: false, ..member("sde", "a") }, "udev"),
+        (Disk { read_only: true, ..member("sde", "a") }, "read-only"),
+        (Disk { partitions: vec!["sde1".to_owned()], ..member("sde", "a") }, "partitions"),
+        (Disk { ids: vec!["serial-sda".to_owned()], ..member("sde", "a") }, "same id"),
     ];
-    let rare = || proptest::bool::weighted(0.1);
-    (name, group, signature, 0..12u8, rare(), rare(), rare(), any::<bool>()).prop_map(
-        |(name, group, signature, id, read_only, held, small, rotates)| Disk {
-            ids: if id < 2 { vec![format!("id-{id}")] } else { Vec::new() },
-            size: Bytes::gib(if small { 1 } else { 50 }),
-            medium: if rotates { Medium::Hdd } else { Medium::Ssd },
-            read_only,
-            holders: if held { vec!["dm-0".to_owned()] } else { Vec::new() },
-            signature,
-            group: group.map(|group| group.parse().unwrap()),
-            ..disk(name)
-        },
-    )
+    for (doubtful, word) in cases {
+        let plan = plan(&[member("sda", "a"), doubtful], &lvm(&["a"]), &config(TWO_GROUPS));
+        assert!(plan.is_empty(), "{plan}");
+        assert!(why(&plan, "sde").to_string().contains(word), "{plan}");
+    }
+    let failed = DeviceGroup { health: Health::Failed { evidence: "x".to_owned() }, ..group("a", VolumeType::Lvm) };
+    let grown = Disk { grown: Bytes::GIB, ..member("sda", "a") };
+    let plan = plan(&[grown, member("sde", "a"), disk("sdb")], &[failed], &config(TWO_GROUPS));
+    assert!(plan.is_empty(), "{plan}");
+    assert!(why(&plan, "sde").to_string().contains("in trouble"), "{plan}");
+    assert!(why(&plan, "sdb").to_string().contains("in trouble"), "{plan}");
 }
 
-fn any_node() -> impl Strategy<Value = (Vec<Disk>, BTreeMap<GroupName, VolumeType>, Config)> {
-    let disks = proptest::collection::vec(any_disk(), 0..10);
-    (disks, proptest::sample::select(CONFIGS.to_vec()), any::<bool>()).prop_map(|(disks, selector, raw)| {
-        let kind = if raw { VolumeType::Raw } else { VolumeType::Lvm };
-        let groups = disks.iter().filter_map(|disk| Some((disk.group.clone()?, kind))).collect();
-        (disks, groups, config(selector))
-    })
+#[test]
+fn a_new_disk_that_is_selected_lets_the_others_go() {
+    let disks = [disk("sda"), member("sde", "a")];
+    let plan = plan(&disks, &lvm(&["a"]), &config(TWO_GROUPS));
+    assert_eq!(steps(&plan), ["add sda to group a", "take sde out of group a"]);
 }
 
-fn labels() -> BTreeSet<String> {
-    BTreeSet::from(["yes".to_owned()])
+#[test]
+fn a_disk_changes_its_group_in_one_plan() {
+    let disks = [member("sda", "a"), member("sdc", "a"), member("sdd", "b")];
+    let moved = plan(&disks, &lvm(&["a", "b"]), &config(TWO_GROUPS));
+    assert_eq!(steps(&moved), ["take sdc out of group a", "add sdc to group b"]);
+    assert!(moved.because["sdc"].contains("selected for b"), "{moved}");
+    // Where each group has the other's disks alone, nobody begins.
+    let swapped = plan(&[member("sda", "b"), member("sdc", "a")], &lvm(&["a", "b"]), &config(TWO_GROUPS));
+    assert!(swapped.is_empty(), "{swapped}");
 }
 
-proptest! {
-    #[test]
-    fn a_plan_that_was_carried_out_leaves_nothing_to_do((mut disks, mut groups, config) in any_node()) {
-        let plan = GroupPlan::new(&disks, &groups, &config, &labels());
-        for step in &plan.steps {
-            groups.insert(step.group().clone(), step.volume_type());
-            for disk in disks.iter_mut().filter(|disk| step.disks().iter().any(|planned| planned.name == disk.name)) {
-                disk.group = Some(step.group().clone());
-            }
-        }
-        let again = GroupPlan::new(&disks, &groups, &config, &labels());
-        prop_assert!(again.is_empty(), "{}", again);
-    }
+#[test]
+fn a_member_of_a_group_that_another_wants_too_stays_where_it_is() {
+    let rules = r#"[{"name": "a", "re": ["sd*"], "policy": "LVM"}, {"name": "b", "re": ["sdb"], "policy": "LVM"}]"#;
+    let disks = [member("sda", "a"), member("sdb", "a")];
+    let plan = plan(&disks, &lvm(&["a"]), &config(rules));
+    assert!(plan.is_empty(), "{plan}");
+    one_warning(&plan, &["sdb", "selected for b too"]);
+    assert_eq!(reasons(&plan, &disks), [(Subject::from(&disks[1]), Reason::DiskConflict)]);
+}
 
-    #[test]
-    fn only_bare_disks_of_one_group_are_claimed((disks, groups, config) in any_node()) {
-        let plan = GroupPlan::new(&disks, &groups, &config, &labels());
-        let claimed: Vec<(&GroupName, &PlannedDisk)> =
-            plan.steps.iter().flat_map(|step| step.disks().iter().map(move |disk| (step.group(), disk))).collect();
-        for (group, planned) in &claimed {
-            let listings: Vec<&Disk> = disks.iter().filter(|disk| disk.name == planned.name).collect();
-            prop_assert!(listings.iter().all(|disk| disk.not_bare(config.minimum_disk_size).is_empty()));
-            // Listings of one disk may differ in medium and ids, and so in the group: none may be in conflict, and
-            // one has to say this group.
-            let selected = |disk: &Disk| config.disk_selector.select(disk, &labels()).groups;
-            prop_assert!(listings.iter().all(|disk| selected(disk).len() <= 1));
-            prop_assert!(listings.iter().any(|disk| selected(disk).contains_key(group)));
-            prop_assert!(groups.get(group).is_none_or(|kind| plan.steps.iter().any(|s| s.group() == *group && s.volume_type() == *kind)));
-            for (_, other) in claimed.iter().filter(|(_, other)| other.name != planned.name) {
-                prop_assert!(planned.ids.iter().all(|id| !other.ids.contains(id)));
-                prop_assert!(!other.name.starts_with(&planned.name));
-            }
-        }
-    }
+#[test]
+fn what_a_disk_has_grown_by_goes_to_its_group() {
+    let grown = |name: &str| Disk { grown: Bytes::gib(20), ..member(name, "a") };
+    let disks = [grown("sda"), grown("sde"), Disk { used: Bytes::GIB, ..grown("sdf") }];
+    let plan = plan(&disks, &lvm(&["a"]), &config(TWO_GROUPS));
+    assert_eq!(steps(&plan), ["let group a have what sda has grown by", "take sde out of group a"]);
+    assert!(plan.because["sda"].contains("20 GiB more than a knows of"), "{plan}");
+    assert!(matches!(why(&plan, "sdf"), WhyLeft::Unselected { stays: Stays::InUse { .. }, .. }), "{plan}");
+}
 
-    #[test]
-    fn every_disk_is_either_claimed_once_or_left_once((disks, groups, config) in any_node()) {
-        let plan = GroupPlan::new(&disks, &groups, &config, &labels());
-        let mut told: Vec<&str> = plan.steps.iter().flat_map(PlanStep::disks).map(|disk| disk.name.as_str()).collect();
-        told.extend(plan.left.iter().map(|left| left.disk.as_str()));
-        told.sort_unstable();
-        let names: BTreeSet<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
-        prop_assert_eq!(told, names.into_iter().collect::<Vec<_>>());
-    }
+#[test]
+fn the_root_disk_is_refused_with_an_event_that_stays_the_same() {
+    let root = |mounts: &[&str]| Disk {
+        partitions: vec!["sda1".to_owned()],
+        mounts: mounts.iter().map(|mount| (*mount).to_owned()).collect(),
+        signature: Signature::Unknown("not probed".to_owned()),
+        ..disk("sda")
+    };
+    let config = config(r#"["sd*"]"#);
+    let told = |mounts: &[&str]| {
+        let disks = [root(mounts)];
+        let plan = plan(&disks, &[], &config);
+        assert!(plan.is_empty());
+        plan.events(&disks, std::time::SystemTime::UNIX_EPOCH).remove(0)
+    };
+    let (one, other) = (told(&["/"]), told(&["/", "/var/lib/kubelet/pods/x"]));
+    assert_eq!(one.reason, Reason::DiskRefused);
+    assert!(one.message.contains("partitioned, mounted; nothing is done to it"), "{}", one.message);
+    assert!(one.says_the_same(&other), "a mount that comes and goes is no news");
+    assert!(other.evidence.unwrap().contains("kubelet"));
+}
 
-    #[test]
-    fn the_order_of_the_disks_does_not_matter((disks, groups, config) in any_node(), seed: u64) {
-        let mut one_each: Vec<Disk> = disks.clone();
-        one_each.sort_by(|a, b| a.name.cmp(&b.name));
-        one_each.dedup_by(|a, b| a.name == b.name);
-        let mut shuffled = one_each.clone();
-        shuffled.sort_by_key(|disk| disk.name.bytes().fold(seed, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b))));
-        prop_assert_eq!(
-            GroupPlan::new(&one_each, &groups, &config, &labels()),
-            GroupPlan::new(&shuffled, &groups, &config, &labels())
-        );
-    }
+#[test]
+fn what_needs_nobody_is_no_event() {
+    let disks = [Disk { size: Bytes::gib(1), ..disk("sda") }, Disk { settled: false, ..disk("sdb") }, disk("vdb")];
+    let plan = plan(&disks, &[], &config(r#"["sd*"]"#));
+    assert_eq!(plan.left.len(), 3, "{plan}");
+    assert!(reasons(&plan, &disks).is_empty());
+}
+
+#[test]
+fn conflicts_copies_and_other_policies_are_events() {
+    let rules =
+        r#"[{"name": "a", "re": ["sd[ab]"], "policy": "LVM"}, {"name": "b", "re": ["sd[bc]"], "policy": "RAW"}]"#;
+    let twin = |name: &str| Disk { ids: vec!["wwn-0x1".to_owned()], ..disk(name) };
+    let disks = [disk("sdb"), twin("sda"), twin("vda"), disk("sdc")];
+    let plan = plan(&disks, &lvm(&["b"]), &config(rules));
+    assert!(plan.is_empty(), "{plan}");
+    let told = reasons(&plan, &disks);
+    let expected = [
+        (Subject::from(&disks[1]), Reason::DuplicateDisk),
+        (Subject::from(&disks[0]), Reason::DiskConflict),
+        (Subject::from(&"b".parse::<GroupName>().unwrap()), Reason::GroupPolicyConflict),
+    ];
+    assert_eq!(told, expected);
 }

@@ -14,8 +14,8 @@ use super::loop_device;
 use super::node::{SimNode, SimVolume, State};
 use crate::exec::CommandRunner;
 use crate::{
-    BackendFailure, Bytes, Capabilities, DeviceGroup, Disk, Error, FormatRecord, GroupName, Holding, PlanStep,
-    PoolShape, Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType,
+    BackendFailure, Bytes, Capabilities, DeviceGroup, Disk, Error, FormatRecord, GroupName, PlanStep, PoolShape,
+    Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType,
 };
 
 /// How long a hanging operation hangs before its deadline ends it.
@@ -27,8 +27,6 @@ pub struct SimBackend {
     /// Makes loop devices of volumes; without it, volumes have no device.
     runner: Option<Arc<dyn CommandRunner>>,
     crashed: AtomicBool,
-    /// The id of this cluster.
-    cluster: Option<String>,
 }
 
 impl SimBackend {
@@ -36,20 +34,14 @@ impl SimBackend {
     /// where the node is kept in a folder, else a name and nothing more.
     #[must_use]
     pub fn new(node: Arc<SimNode>) -> Self {
-        Self { node, runner: None, crashed: AtomicBool::new(false), cluster: None }
+        Self { node, runner: None, crashed: AtomicBool::new(false) }
     }
 
     /// A run over a node that is kept in a folder, whose volumes are loop devices while attached: needs
     /// root and `losetup`.
     #[must_use]
     pub fn with_loop_devices(node: Arc<SimNode>, runner: Arc<dyn CommandRunner>) -> Self {
-        Self { node, runner: Some(runner), crashed: AtomicBool::new(false), cluster: None }
-    }
-
-    /// The same for a cluster of this id, which is recorded of each volume that it makes.
-    #[must_use]
-    pub fn for_cluster(self, id: Option<String>) -> Self {
-        Self { cluster: id, ..self }
+        Self { node, runner: Some(runner), crashed: AtomicBool::new(false) }
     }
 
     /// Begins an operation: takes its fault, and lets the faults that come first happen.
@@ -189,33 +181,20 @@ impl VolumeBackend for SimBackend {
 
     async fn apply(&self, step: &PlanStep) -> Result<()> {
         let what = step.to_string();
-        let course = self.begin(SimOperation::Apply, &what).await?;
-        {
-            let mut state = self.alive(&what)?;
-            let disks = state.disks();
-            let mut names = Vec::new();
-            for planned in step.disks() {
-                let Some(disk) = disks.iter().find(|disk| disk.name == planned.name) else {
-                    return Err(Error::Precondition(format!("{what}: disk {} is gone", planned.name)));
-                };
-                if disk.group.as_ref() == Some(step.group()) {
-                    continue;
-                }
-                if disk.size != planned.size || disk.ids != planned.ids {
-                    return Err(Error::Precondition(format!("{what}: disk {} is another one by now", planned.name)));
-                }
-                if let Some(reason) = disk.not_bare(Bytes::ZERO).first() {
-                    return Err(Error::Precondition(format!("{what}: disk {} is not bare: {reason}", planned.name)));
-                }
-                names.push(planned.name.as_str());
+        let mut course = self.begin(SimOperation::Apply, &what).await?;
+        match step {
+            PlanStep::CreateGroup { .. } | PlanStep::GrowGroup { .. } => self.alive(&what)?.take(step, &what)?,
+            PlanStep::ResizeDisks { .. } => self.alive(&what)?.let_have(step, &what)?,
+            PlanStep::ShrinkGroup { .. } => {
+                self.alive(&what)?.let_go(step, &what)?;
+                self.step(&mut course, &what).await?;
+                let mut state = self.alive(&what)?;
+                let leaving = state.leaving();
+                let names: Vec<&str> = step.disks().iter().map(|disk| disk.name.as_str()).collect();
+                state.unmark(
+                    &leaving.iter().map(String::as_str).filter(|name| names.contains(name)).collect::<Vec<_>>(),
+                )?;
             }
-            let medium = match step {
-                PlanStep::CreateGroup { medium, .. } => *medium,
-                PlanStep::GrowGroup { group, .. } => state
-                    .medium(group)
-                    .ok_or_else(|| Error::Precondition(format!("{what}: there is no group {group}")))?,
-            };
-            state.claim(&names, step.group(), medium)?;
         }
         course.end(&what, ())
     }
@@ -228,6 +207,9 @@ impl VolumeBackend for SimBackend {
             state.remove(&half.id)?;
             recovery.mended.push(format!("{}: its pool had no volume and was removed", half.id));
         }
+        let leaving = state.leaving();
+        state.unmark(&leaving.iter().map(String::as_str).collect::<Vec<_>>())?;
+        recovery.mended.extend(leaving.iter().map(|disk| format!("{disk}: it had left its group and is bare again")));
         Ok(recovery)
     }
 
@@ -268,8 +250,7 @@ impl VolumeBackend for SimBackend {
                 metadata,
                 size: None,
                 formatted: None,
-                cluster: self.cluster.clone(),
-                quarantined: None,
+                places: BTreeMap::new(),
             })?;
         }
         self.step(&mut course, &what).await?;
@@ -402,26 +383,6 @@ impl VolumeBackend for SimBackend {
             state.put(volume)?;
         }
         course.end(&what, ())
-    }
-
-    async fn holdings(&self) -> Result<Vec<Holding>> {
-        let state = self.alive("list volumes")?;
-        let holding = |sim: &SimVolume| {
-            let (cluster, quarantined) = (sim.cluster.clone(), sim.quarantined);
-            Some(Holding { volume: state.volume(sim)?, cluster, quarantined })
-        };
-        Ok(state.volumes.values().filter_map(holding).collect())
-    }
-
-    async fn set_quarantine(&self, id: &VolumeId, since: Option<u64>) -> Result<()> {
-        let mut state = self.alive(&format!("record the quarantine of {id}"))?;
-        let mut volume = state.volumes.get(id).cloned().ok_or_else(|| not_found(id))?;
-        volume.quarantined = since;
-        state.put(volume)
-    }
-
-    async fn in_use(&self, id: &VolumeId) -> Result<bool> {
-        Ok(self.file(id).is_some_and(|(file, _)| loop_device::in_use(&file)))
     }
 }
 

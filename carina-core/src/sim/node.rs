@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::{Fault, Script, SimOperation};
 use crate::{
-    Bytes, DEFAULT_RESERVE, DeviceGroup, Disk, DiskKind, Error, FormatRecord, GroupName, Health, Medium, PoolFigures,
-    PoolShape, Result, Signature, Volume, VolumeId, VolumeName, VolumeType,
+    Bytes, DEFAULT_RESERVE, DeviceGroup, Disk, Error, FormatRecord, GroupName, Health, Medium, PoolFigures, PoolShape,
+    Result, Signature, Volume, VolumeId, VolumeName, VolumeType,
 };
 
 /// The unit of allocation of simulated groups, as LVM's.
@@ -30,27 +30,20 @@ pub struct SimDisk {
     /// Whether it is gone.
     #[serde(default)]
     lost: bool,
+    /// The size that its group knows it with; that of the disk where a state from before doesn't say.
+    #[serde(default)]
+    known: Option<Bytes>,
+    /// Whether it has left its group and still carries the group's mark.
+    #[serde(default)]
+    leaving: bool,
 }
 
 impl SimDisk {
     /// A bare disk with a stable id made from its name.
     #[must_use]
     pub fn bare(name: &str, size: Bytes, medium: Medium) -> Self {
-        let disk = Disk {
-            name: name.to_owned(),
-            path: PathBuf::from("/dev").join(name),
-            ids: vec![format!("sim-{name}")],
-            size,
-            medium,
-            kind: DiskKind::Disk,
-            read_only: false,
-            partitions: Vec::new(),
-            holders: Vec::new(),
-            mounts: Vec::new(),
-            signature: Signature::Blank,
-            group: None,
-        };
-        Self { disk, lost: false }
+        let disk = Disk { ids: vec![format!("sim-{name}")], ..Disk::bare(name, size, medium) };
+        Self { disk, lost: false, known: None, leaving: false }
     }
 
     /// The same with something written on it, so that it isn't bare.
@@ -69,11 +62,19 @@ impl SimDisk {
         self
     }
 
-    /// What it gives to a group.
+    /// What it gives to its group.
     fn usable(&self) -> Bytes {
-        self.disk.size.saturating_sub(LABEL).round_down(EXTENT)
+        usable(self.known.unwrap_or(self.disk.size))
     }
 }
+
+/// What a disk of this size gives to a group.
+fn usable(size: Bytes) -> Bytes {
+    size.saturating_sub(LABEL).round_down(EXTENT)
+}
+
+/// Where something is allocated: how much of it on which disk.
+pub(super) type Places = BTreeMap<String, Bytes>;
 
 /// A volume on the simulated disks, half states included.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,17 +89,19 @@ pub(super) struct SimVolume {
     /// The size of the volume in the pool; `None` while there is only the pool.
     pub(super) size: Option<Bytes>,
     pub(super) formatted: Option<FormatRecord>,
-    /// The cluster that it was made for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) cluster: Option<String>,
-    /// Since when it is in quarantine, in seconds since 1970.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) quarantined: Option<u64>,
+    /// Where its pool and metadata are.
+    #[serde(default)]
+    pub(super) places: Places,
 }
 
 impl SimVolume {
     pub(super) const fn pool_figures(&self) -> PoolFigures {
         PoolFigures { data: self.pool, metadata: self.metadata, shape: self.shape }
+    }
+
+    /// What it takes of its group, without the spare.
+    const fn allocated(&self) -> Bytes {
+        self.pool.saturating_add(self.metadata)
     }
 }
 
@@ -107,6 +110,9 @@ impl SimVolume {
 pub(super) struct SimGroup {
     pub(super) medium: Medium,
     pub(super) spare: Bytes,
+    /// Where the spare is.
+    #[serde(default)]
+    pub(super) places: Places,
 }
 
 /// What is kept in `node.json`; volumes are files of their own.
@@ -172,7 +178,8 @@ impl SimNode {
                 volumes.insert(volume.id.clone(), volume);
             }
         }
-        let state = State { hardware, volumes, folder: Some(folder.to_owned()), ..State::default() };
+        let mut state = State { hardware, volumes, folder: Some(folder.to_owned()), ..State::default() };
+        state.place_all();
         // One that is there may be in use by another process, which alone may write to it.
         if new {
             state.save_hardware()?;
@@ -230,6 +237,32 @@ impl SimNode {
         self.set_lost(name, false);
     }
 
+    /// A disk is plugged in; one of this name that was there before is taken out.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if it cannot be kept in the node's folder.
+    pub fn plug_in(&self, disk: SimDisk) -> Result<()> {
+        let mut state = self.lock();
+        state.hardware.disks.retain(|there| there.disk.name != disk.disk.name);
+        state.hardware.disks.push(disk);
+        state.save_hardware()
+    }
+
+    /// A disk is larger by now, as a cloud's or a SAN's can become.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if it cannot be kept in the node's folder.
+    pub fn grow_disk(&self, name: &str, size: Bytes) -> Result<()> {
+        let mut state = self.lock();
+        for disk in state.hardware.disks.iter_mut().filter(|disk| disk.disk.name == name) {
+            if disk.disk.group.is_some() && disk.known.is_none() {
+                disk.known = Some(disk.disk.size);
+            }
+            disk.disk.size = disk.disk.size.max(size);
+        }
+        state.save_hardware()
+    }
+
     fn set_lost(&self, name: &str, lost: bool) {
         for disk in self.lock().hardware.disks.iter_mut().filter(|disk| disk.disk.name == name) {
             disk.lost = lost;
@@ -244,16 +277,103 @@ impl SimNode {
 impl State {
     /// The disks that are there.
     pub(super) fn disks(&self) -> Vec<Disk> {
-        self.hardware.disks.iter().filter(|disk| !disk.lost).map(|disk| disk.disk.clone()).collect()
+        self.hardware.disks.iter().filter(|disk| !disk.lost).map(|disk| self.seen(disk)).collect()
+    }
+
+    /// A disk as a look at it finds it.
+    fn seen(&self, sim: &SimDisk) -> Disk {
+        let mut disk = sim.disk.clone();
+        if disk.group.is_some() {
+            disk.used = self.used(&disk.name);
+            disk.grown = usable(disk.size).saturating_sub(sim.usable());
+        } else if sim.leaving {
+            disk.signature = Signature::Found("a group's mark".to_owned());
+        }
+        disk
+    }
+
+    /// What is allocated on a disk.
+    fn used(&self, disk: &str) -> Bytes {
+        let spares = self.hardware.groups.values().map(|group| &group.places);
+        let places = self.volumes.values().map(|volume| &volume.places).chain(spares);
+        places.filter_map(|places| places.get(disk).copied()).sum()
     }
 
     /// Puts disks into a group, made if it is new.
     pub(super) fn claim(&mut self, names: &[&str], group: &GroupName, medium: Medium) -> Result<()> {
-        self.hardware.groups.entry(group.clone()).or_insert(SimGroup { medium, spare: Bytes::ZERO });
-        for disk in self.hardware.disks.iter_mut().filter(|disk| names.contains(&disk.disk.name.as_str())) {
+        let new = SimGroup { medium, spare: Bytes::ZERO, places: Places::new() };
+        self.hardware.groups.entry(group.clone()).or_insert(new);
+        for disk in self.named(names) {
             disk.disk.group = Some(group.clone());
+            disk.known = Some(disk.disk.size);
         }
         self.save_hardware()
+    }
+
+    /// Takes disks out of their group, which goes with its last one; they keep its mark for the moment.
+    pub(super) fn release(&mut self, names: &[&str]) -> Result<()> {
+        for disk in self.named(names) {
+            disk.disk.group = None;
+            disk.known = None;
+            disk.leaving = true;
+        }
+        let disks = &self.hardware.disks;
+        self.hardware.groups.retain(|name, _| disks.iter().any(|disk| disk.disk.group.as_ref() == Some(name)));
+        self.save_hardware()
+    }
+
+    /// The disks that have left their group and still carry its mark.
+    pub(super) fn leaving(&self) -> Vec<String> {
+        self.hardware.disks.iter().filter(|disk| disk.leaving).map(|disk| disk.disk.name.clone()).collect()
+    }
+
+    /// Takes the mark of the group that they left off disks.
+    pub(super) fn unmark(&mut self, names: &[&str]) -> Result<()> {
+        for disk in self.named(names) {
+            disk.leaving = false;
+        }
+        self.save_hardware()
+    }
+
+    /// Lets groups have what these disks have grown by.
+    pub(super) fn resize(&mut self, names: &[&str]) -> Result<()> {
+        for disk in self.named(names) {
+            disk.known = Some(disk.disk.size);
+        }
+        self.save_hardware()
+    }
+
+    fn named<'s>(&'s mut self, names: &'s [&str]) -> impl Iterator<Item = &'s mut SimDisk> {
+        self.hardware.disks.iter_mut().filter(|disk| names.contains(&disk.disk.name.as_str()))
+    }
+
+    /// Gives what has grown its place, on the disks of its group that have room, in their order.
+    fn place(&self, group: &GroupName, mut places: Places, size: Bytes) -> Places {
+        let mut missing = size.saturating_sub(places.values().copied().sum());
+        for disk in self.hardware.disks.iter().filter(|disk| disk.disk.group.as_ref() == Some(group)) {
+            let name = &disk.disk.name;
+            let taken = missing.min(disk.usable().saturating_sub(self.used(name)));
+            if !taken.is_zero() {
+                let place = places.entry(name.clone()).or_default();
+                *place = place.saturating_add(taken);
+                missing = missing.saturating_sub(taken);
+            }
+        }
+        places
+    }
+
+    /// Gives a place to everything that a state from before has none for.
+    fn place_all(&mut self) {
+        for id in self.volumes.keys().cloned().collect::<Vec<_>>() {
+            let Some(volume) = self.volumes.get(&id) else { continue };
+            let places = self.place(&volume.group, volume.places.clone(), volume.allocated());
+            self.volumes.entry(id).and_modify(|volume| volume.places = places);
+        }
+        for name in self.hardware.groups.keys().cloned().collect::<Vec<_>>() {
+            let Some(group) = self.hardware.groups.get(&name) else { continue };
+            let places = self.place(&name, group.places.clone(), group.spare);
+            self.hardware.groups.entry(name).and_modify(|group| group.places = places);
+        }
     }
 
     /// The medium of a group, if there is such a group.
@@ -271,7 +391,7 @@ impl State {
         let members = || self.hardware.disks.iter().filter(|disk| disk.disk.group.as_ref() == Some(name));
         let size: Bytes = members().map(SimDisk::usable).sum();
         let volumes = || self.volumes.values().filter(|volume| volume.group == *name);
-        let used: Bytes = volumes().map(|v| v.pool.saturating_add(v.metadata)).sum();
+        let used: Bytes = volumes().map(SimVolume::allocated).sum();
         let lost: Vec<&str> = members().filter(|disk| disk.lost).map(|disk| disk.disk.name.as_str()).collect();
         let count = u64::try_from(volumes().count()).unwrap_or(u64::MAX);
         Some(DeviceGroup {
@@ -318,21 +438,21 @@ impl State {
     }
 
     /// Writes a volume down, new or changed.
-    pub(super) fn put(&mut self, volume: SimVolume) -> Result<()> {
-        let spare_grew = match self.hardware.groups.get_mut(&volume.group) {
-            Some(group) if group.spare < volume.metadata => {
+    pub(super) fn put(&mut self, mut volume: SimVolume) -> Result<()> {
+        volume.places = self.place(&volume.group, volume.places.clone(), volume.allocated());
+        // Placed before the spare is, which must not be given the same room.
+        self.volumes.insert(volume.id.clone(), volume.clone());
+        let small = self.hardware.groups.get(&volume.group).filter(|group| group.spare < volume.metadata);
+        if let Some(places) = small.map(|group| self.place(&volume.group, group.places.clone(), volume.metadata)) {
+            if let Some(group) = self.hardware.groups.get_mut(&volume.group) {
                 group.spare = volume.metadata;
-                true
+                group.places = places;
             }
-            _ => false,
-        };
-        if spare_grew {
             self.save_hardware()?;
         }
         if let Some(file) = self.record(&volume.id) {
             write_whole(&file, &volume)?;
         }
-        self.volumes.insert(volume.id.clone(), volume);
         Ok(())
     }
 

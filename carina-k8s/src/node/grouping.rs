@@ -1,6 +1,6 @@
 //! Bare disks join their groups: at start, when the config changes, and at its interval.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use carina_core::config::Config;
@@ -40,8 +40,7 @@ pub async fn keep_grouped(
 
 /// Takes the steps that bring the groups to what the config says; how many were taken.
 async fn group(engine: &Engine, config: &Config, labels: &BTreeSet<String>, said: &mut String) -> Result<usize> {
-    let groups: BTreeMap<_, _> = engine.groups().await?.into_iter().map(|g| (g.name, g.volume_type)).collect();
-    let plan = GroupPlan::new(&engine.disks().await?, &groups, config, labels);
+    let plan = GroupPlan::new(&engine.disks().await?, &engine.groups().await?, config, labels);
     // Said once, and again when it changes: not at every scan.
     let text = plan.to_string();
     if *said != text {

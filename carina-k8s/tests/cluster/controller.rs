@@ -6,7 +6,6 @@ use std::time::Duration;
 use carina_core::{Bytes, Error, GroupName, GroupSelector, SizeRange, Strategy, Volume, VolumeRequest, VolumeService};
 use carina_k8s::controller::ClusterVolumes;
 use carina_k8s::controller::program::{Cluster, follow};
-use carina_k8s::event::Recorder;
 use carina_k8s::logic_volume::DELETE_STORAGE;
 use http::Method;
 use tokio::task::JoinSet;
@@ -17,18 +16,17 @@ use crate::sim_node::{Node, until};
 const LVS: &str = "carina.storage.io/logicvolumes";
 
 /// A replica of the controller.
-pub struct Controller {
-    pub service: Arc<ClusterVolumes>,
+struct Controller {
+    service: Arc<ClusterVolumes>,
     _tasks: JoinSet<()>,
 }
 
 impl Controller {
-    pub async fn start(server: &ApiServer) -> Self {
+    async fn start(server: &ApiServer) -> Self {
         let Cluster { volumes, nodes, allocator, tasks } = follow(server.client(), Strategy::Spreadout);
         nodes.synced().await;
         let patience = Duration::from_secs(140);
-        let events = Recorder::new(server.client(), "carina-controller", "one");
-        let service = Arc::new(ClusterVolumes::new(server.client(), volumes, allocator, events, patience));
+        let service = Arc::new(ClusterVolumes::new(server.client(), volumes, allocator, patience));
         Self { service, _tasks: tasks }
     }
 }

@@ -1,6 +1,6 @@
 //! Grouping the disks: the plan by the config, and its steps taken.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use carina_core::{DeviceGroup, Disk, Engine, GroupPlan};
 
@@ -10,9 +10,8 @@ use crate::progress::waiting;
 
 /// The plan for these disks and groups.
 pub fn plan(config: &LoadedConfig, disks: &[Disk], groups: &[DeviceGroup]) -> GroupPlan {
-    let groups: BTreeMap<_, _> = groups.iter().map(|group| (group.name.clone(), group.volume_type)).collect();
     // A machine without Kubernetes has no labels.
-    GroupPlan::new(disks, &groups, &config.config, &BTreeSet::new())
+    GroupPlan::new(disks, groups, &config.config, &BTreeSet::new())
 }
 
 /// The plan for what a running engine sees.
