@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 
 use crate::{
-    DeviceGroup, Disk, FormatRecord, GroupName, PlanStep, Result, SizeRange, Volume, VolumeId, VolumeName,
-    VolumeRequest, VolumeType,
+    DeviceGroup, Disk, Error, FormatRecord, GroupName, Holding, PlanStep, Result, SizeRange, Volume, VolumeId,
+    VolumeName, VolumeRequest, VolumeType,
 };
 
 /// What a backend can do beyond the life of a volume. What isn't declared is not asked of it.
@@ -99,6 +99,25 @@ pub trait VolumeBackend: Send + Sync + 'static {
 
     /// Records what the volume is about to be handed out as; it must be on stable storage on return.
     async fn record_format(&self, id: &VolumeId, record: FormatRecord) -> Result<()>;
+
+    /// Every volume with Carina's mark, those of another cluster included, ordered by id.
+    async fn holdings(&self) -> Result<Vec<Holding>> {
+        Ok(self.list().await?.into_iter().map(Holding::from).collect())
+    }
+
+    /// Records in the storage since when a volume is in quarantine (seconds since 1970), or that it isn't;
+    /// on stable storage on return. Nothing else about the volume changes.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unsupported`] where the storage keeps no such record.
+    async fn set_quarantine(&self, id: &VolumeId, _since: Option<u64>) -> Result<()> {
+        Err(Error::Unsupported(format!("no quarantine can be recorded of {} volume {id}", self.volume_type())))
+    }
+
+    /// Whether anybody has the volume's device open, a mount included. What cannot tell says yes.
+    async fn in_use(&self, _id: &VolumeId) -> Result<bool> {
+        Ok(true)
+    }
 
     /// What it still does after the call that began it has returned (zeroing the blocks of a deleted
     /// volume), with how far it is, in words. It may be cut at any moment, and goes on after

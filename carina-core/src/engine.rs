@@ -13,9 +13,9 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::{
-    Bytes, Capabilities, DeviceGroup, Disk, Error, Event, FormatRecord, GroupName, GroupSelector, Placement, PlanStep,
-    Recovery, Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeService,
-    VolumeType,
+    Bytes, Capabilities, DeviceGroup, Disk, Error, Event, FormatRecord, GroupName, GroupSelector, Holding, Placement,
+    PlanStep, Recovery, Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest,
+    VolumeService, VolumeType,
 };
 use events::Bus;
 pub use events::Events;
@@ -175,6 +175,43 @@ impl Engine {
     #[must_use]
     pub fn standing(&self) -> Vec<Event> {
         self.inner.bus.standing()
+    }
+
+    /// Every volume with Carina's mark, those of another cluster included, ordered by id.
+    ///
+    /// # Errors
+    /// What a backend failed with.
+    pub async fn holdings(&self) -> Result<Vec<Holding>> {
+        let mut holdings = Vec::new();
+        for backend in &self.inner.backends {
+            holdings.extend(backend.holdings().await?);
+        }
+        holdings.sort_by(|a, b| a.volume.id.cmp(&b.volume.id));
+        Ok(holdings)
+    }
+
+    /// Records in the storage since when a volume is in quarantine (seconds since 1970), or that it isn't.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and what the backend failed with.
+    pub async fn set_quarantine(&self, id: &VolumeId, since: Option<u64>) -> Result<()> {
+        let key = self.inner.key(id).await?;
+        let (inner, id) = (Arc::clone(&self.inner), id.clone());
+        let work = async move {
+            let (backend, volume) = inner.located(&id).await?;
+            let what = format!("record the quarantine of {id}");
+            inner.in_turn(&volume.group, &what, || backend.set_quarantine(&id, since)).await
+        };
+        self.inner.operations.run(&key, Operation::Quarantine(since), work).await
+    }
+
+    /// Whether anybody has the volume's device open, a mount included.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and what the backend failed with.
+    pub async fn in_use(&self, id: &VolumeId) -> Result<bool> {
+        let (backend, _) = self.inner.located(id).await?;
+        backend.in_use(id).await
     }
 
     /// What the backend for this kind of volumes can do beyond their life.

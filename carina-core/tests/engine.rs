@@ -216,6 +216,21 @@ async fn a_plan_step_claims_only_what_is_still_bare_and_the_same() {
     assert_eq!(backend.groups().await, Ok(vec![]));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_quarantine_outlives_the_engine_and_says_whose_the_volume_is() {
+    let node = node(Bytes::gib(100), Bytes::gib(100));
+    let backend = SimBackend::new(Arc::clone(&node)).for_cluster(Some("c1".to_owned()));
+    let (engine, _) = Engine::start(vec![Arc::new(backend)], Arc::new(MostRoom), Retry::default()).await.unwrap();
+    let made = engine.create(ask("a", Bytes::GIB, GroupName::ssd())).await.unwrap();
+    for since in [Some(7), None] {
+        engine.set_quarantine(&made.id, since).await.unwrap();
+        let held = start(&node).await.holdings().await.unwrap().remove(0);
+        assert_eq!((held.quarantined, held.cluster.as_deref(), &held.volume), (since, Some("c1"), &made));
+    }
+    let nobody = "volume-b".parse().unwrap();
+    assert!(matches!(engine.set_quarantine(&nobody, Some(7)).await, Err(Error::NotFound(_))));
+}
+
 /// Counts holds, so that a leaked one shows.
 #[derive(Default)]
 struct Counted {

@@ -54,7 +54,7 @@ pub fn conditions(
                 type_: finding.about.to_owned(),
                 status: status.to_owned(),
                 reason: finding.reason.to_owned(),
-                message: shorten(&finding.message),
+                message: shorten(&finding.message, LONGEST_MESSAGE),
                 last_transition_time: since,
                 observed_generation: generation,
             }
@@ -68,11 +68,12 @@ pub fn condition<'a>(conditions: &'a [Condition], about: &str) -> Option<&'a Con
     conditions.iter().find(|c| c.type_ == about)
 }
 
-fn shorten(message: &str) -> String {
-    if message.len() <= LONGEST_MESSAGE {
+/// A message of at most so many bytes.
+pub(crate) fn shorten(message: &str, longest: usize) -> String {
+    if message.len() <= longest {
         return message.to_owned();
     }
-    let mut cut = LONGEST_MESSAGE - 3;
+    let mut cut = longest.saturating_sub(3);
     while !message.is_char_boundary(cut) {
         cut -= 1;
     }
@@ -95,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_long_message_is_cut_between_characters() {
-        let cut = shorten(&"é".repeat(LONGEST_MESSAGE));
+        let cut = shorten(&"é".repeat(LONGEST_MESSAGE), LONGEST_MESSAGE);
         assert!(cut.len() <= LONGEST_MESSAGE && cut.ends_with("é..."));
     }
 }

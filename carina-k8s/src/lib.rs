@@ -5,6 +5,7 @@
 pub mod condition;
 pub mod controller;
 pub mod crds;
+pub mod event;
 mod exposition;
 pub mod failure;
 mod listing;

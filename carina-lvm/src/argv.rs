@@ -161,8 +161,8 @@ pub fn deactivate_part(scope: &Scope<'_>, part: &str) -> Command {
 }
 
 /// Takes tags off a pool and puts one on, in one commit.
-pub fn retag<'a>(scope: &Scope<'_>, pool: &str, off: impl Iterator<Item = &'a String>, on: &str) -> Command {
-    let mut args = vec!["--addtag", on];
+pub fn retag<'a>(scope: &Scope<'_>, pool: &str, off: impl Iterator<Item = &'a String>, on: Option<&'a str>) -> Command {
+    let mut args: Vec<&str> = on.into_iter().flat_map(|tag| ["--addtag", tag]).collect();
     for tag in off {
         args.extend(["--deltag", tag]);
     }

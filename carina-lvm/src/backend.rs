@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use carina_core::discover::{self, Sysfs};
 use carina_core::exec::CommandRunner;
 use carina_core::{
-    Bytes, Capabilities, DEFAULT_RESERVE, DeviceGroup, Disk, Error, FormatRecord, GroupName, PlanStep, Recovery,
-    Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType,
+    Bytes, Capabilities, DEFAULT_RESERVE, DeviceGroup, Disk, Error, FormatRecord, GroupName, Holding, PlanStep,
+    Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType,
 };
 use tokio::sync::OnceCell;
 
@@ -217,6 +217,30 @@ impl VolumeBackend for LvmBackend {
 
     async fn record_format(&self, id: &VolumeId, record: FormatRecord) -> Result<()> {
         self.record(id, record).await
+    }
+
+    async fn holdings(&self) -> Result<Vec<Holding>> {
+        let picture = self.picture().await?;
+        blocking(move || {
+            let mut holdings = Vec::new();
+            for (name, group) in &picture.ours {
+                for ours in group.layout().our_volumes().into_values() {
+                    let Some(volume) = figures::volume(name, group, &ours) else { continue };
+                    let (cluster, quarantined) = (ours.record.cluster, ours.record.quarantined);
+                    holdings.push(Holding { volume, cluster, quarantined });
+                }
+            }
+            holdings
+        })
+        .await
+    }
+
+    async fn set_quarantine(&self, id: &VolumeId, since: Option<u64>) -> Result<()> {
+        self.record_quarantine(id, since).await
+    }
+
+    async fn in_use(&self, id: &VolumeId) -> Result<bool> {
+        self.is_open(id).await
     }
 }
 

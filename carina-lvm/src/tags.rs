@@ -15,6 +15,7 @@ const NAME: &str = "carina.io/name=";
 const CLUSTER: &str = "carina.io/cluster=";
 const SIZE: &str = "carina.io/size=";
 const FORMAT: &str = "carina.io/fs=";
+const QUARANTINED: &str = "carina.io/quarantined=";
 
 /// Whether these tags say that Carina made it.
 pub fn ours(tags: &[String]) -> bool {
@@ -46,6 +47,8 @@ pub struct Record {
     pub asked: Option<Bytes>,
     /// What it was last handed out as.
     pub format: Option<FormatRecord>,
+    /// Since when it is in quarantine, in seconds since 1970.
+    pub quarantined: Option<u64>,
 }
 
 impl Record {
@@ -58,6 +61,7 @@ impl Record {
         tags.extend(self.cluster.as_ref().map(|cluster| format!("{CLUSTER}{cluster}")));
         tags.extend(self.asked.map(|asked| format!("{SIZE}{}", asked.get())));
         tags.extend(self.format.map(format_tag));
+        tags.extend(self.quarantined.map(quarantine_tag));
         tags
     }
 
@@ -75,6 +79,7 @@ impl Record {
             cluster: value(tags, CLUSTER).map(str::to_owned),
             asked: value(tags, SIZE).and_then(|n| n.parse().ok()).map(Bytes),
             format: value(tags, FORMAT).and_then(|text| text.parse().ok()),
+            quarantined: value(tags, QUARANTINED).and_then(|n| n.parse().ok()),
         })
     }
 }
@@ -87,6 +92,16 @@ pub fn format_tag(record: FormatRecord) -> String {
 /// The tags among these that record what a volume was handed out as.
 pub fn format_tags(tags: &[String]) -> impl Iterator<Item = &String> {
     tags.iter().filter(|tag| tag.starts_with(FORMAT))
+}
+
+/// The tag that says since when a volume is in quarantine.
+pub fn quarantine_tag(since: u64) -> String {
+    format!("{QUARANTINED}{since}")
+}
+
+/// The tags among these that say that a volume is in quarantine.
+pub fn quarantine_tags(tags: &[String]) -> impl Iterator<Item = &String> {
+    tags.iter().filter(|tag| tag.starts_with(QUARANTINED))
 }
 
 /// Whether a cluster's id can be a part of a tag.
@@ -112,6 +127,7 @@ mod tests {
             text in "\\PC{1,42}",
             cluster in proptest::option::of("[a-z0-9-]{1,36}"),
             asked in proptest::option::of(any::<u64>()),
+            quarantined in proptest::option::of(any::<u64>()),
         ) {
             let Ok(name) = text.parse::<VolumeName>() else { return Ok(()) };
             let id = names::volume_id("carina-vg-ssd", &name);
@@ -120,6 +136,7 @@ mod tests {
                 cluster,
                 asked: asked.map(Bytes),
                 format: Some(FormatRecord::Formatting(FsType::Xfs)),
+                quarantined,
             };
             let tags = record.to_tags(&id);
             for tag in &tags {

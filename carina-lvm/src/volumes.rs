@@ -120,6 +120,7 @@ impl LvmBackend {
             cluster: self.cluster().map(str::to_owned),
             asked: Some(request.size.required()),
             format: None,
+            quarantined: None,
         };
         let tags = record.to_tags(&id);
         let new = argv::NewVolume { id: &id, pool: &pool, size, chunk: shape.chunk, metadata, tags: &tags };
@@ -337,12 +338,39 @@ impl LvmBackend {
         let pool = place.group.layout().volumes.get(&place.volume.pool);
         let old: Vec<String> = pool.map(|pool| tags::format_tags(&pool.tags).cloned().collect()).unwrap_or_default();
         let scope = place.group.scope(self.dialect().await?);
-        let command = argv::retag(&scope, &place.volume.pool, old.iter(), &tags::format_tag(record));
+        let command = argv::retag(&scope, &place.volume.pool, old.iter(), Some(&tags::format_tag(record)));
         let output = self.runner().run(&command).await?;
         if output.success() && self.whole(id).await?.volume.record.format == Some(record) {
             return Ok(());
         }
         Err(failure(&what, &command, &output, &place.name, Bytes::ZERO))
+    }
+
+    /// Records since when a volume is in quarantine, or that it isn't: a tag of its pool.
+    pub(crate) async fn record_quarantine(&self, id: &VolumeId, since: Option<u64>) -> Result<()> {
+        let place = self.whole(id).await?;
+        let pool = place.group.layout().volumes.get(&place.volume.pool);
+        let old: Vec<String> = pool.map(|p| tags::quarantine_tags(&p.tags).cloned().collect()).unwrap_or_default();
+        let new = since.map(tags::quarantine_tag);
+        let off: Vec<&String> = old.iter().filter(|tag| Some(*tag) != new.as_ref()).collect();
+        let on = new.as_deref().filter(|new| !old.iter().any(|tag| tag == new));
+        if off.is_empty() && on.is_none() {
+            return Ok(());
+        }
+        let what = format!("record the quarantine of {id} in {}", place.name);
+        let scope = place.group.scope(self.dialect().await?);
+        let command = argv::retag(&scope, &place.volume.pool, off.into_iter(), on);
+        let output = self.runner().run(&command).await?;
+        if output.success() && self.whole(id).await?.volume.record.quarantined == since {
+            return Ok(());
+        }
+        Err(failure(&what, &command, &output, &place.name, Bytes::ZERO))
+    }
+
+    /// Whether anybody has the device of a volume open.
+    pub(crate) async fn is_open(&self, id: &VolumeId) -> Result<bool> {
+        let place = self.place(|volume| volume.id == *id).await?.ok_or_else(|| not_found(id))?;
+        Ok(!self.is_closed(&names::dm_name(place.name.as_str(), id.as_str())).await?)
     }
 }
 

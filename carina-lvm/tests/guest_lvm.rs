@@ -127,6 +127,16 @@ async fn a_volume_lives_and_costs_what_it_may() {
         assert_eq!(lab.backend.get(&volume.id).await.unwrap().unwrap().formatted, Some(record));
     }
 
+    // A quarantine: one process to record it, none to record it again, one to take it back.
+    for since in [Some(7), Some(8), None] {
+        lab.backend.set_quarantine(&volume.id, since).await.unwrap();
+        lab.backend.set_quarantine(&volume.id, since).await.unwrap();
+        assert_eq!(lab.processes().len(), 1);
+        let held = lab.backend.holdings().await.unwrap().remove(0);
+        assert_eq!((held.volume.id, held.quarantined), (volume.id.clone(), since));
+        assert_eq!(held.volume.formatted, Some(FormatRecord::Formatted(FsType::Xfs)));
+    }
+
     // Growth: the pool, then the volume.
     let grow = |to| SizeRange::at_least(to).unwrap();
     let grown = lab.backend.expand(&volume.id, grow(Bytes::gib(3))).await.unwrap();
@@ -147,7 +157,9 @@ async fn a_volume_lives_and_costs_what_it_may() {
 
     // What is open stays.
     let device = lab.backend.attach(&volume.id).await.unwrap();
+    assert!(!lab.backend.in_use(&volume.id).await.unwrap());
     let open = OpenOptions::new().read(true).open(&device).unwrap();
+    assert!(lab.backend.in_use(&volume.id).await.unwrap());
     assert!(matches!(lab.backend.delete(&volume.id).await, Err(Error::InUse(_))));
     assert_eq!(lab.processes(), Vec::<String>::new());
     drop(open);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carina_core::{
-    Bytes, Capabilities, DeviceGroup, Disk, DiskKind, Error, FormatRecord, GroupName, Health, Medium,
+    Bytes, Capabilities, DeviceGroup, Disk, DiskKind, Error, FormatRecord, GroupName, Health, Holding, Medium,
     PARTITION_ALIGNMENT, PlanStep, PlannedDisk, RawDisk, Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId,
     VolumeName, VolumeRequest, VolumeType, best_fit, smallest_whole,
 };
@@ -40,6 +40,8 @@ pub struct RawBackend {
     scanned: AtomicBool,
     /// Whether the disks are ours to change.
     owner: AtomicBool,
+    /// The id of this cluster.
+    cluster: Option<String>,
 }
 
 /// What a look at a disk that isn't a member found.
@@ -61,7 +63,14 @@ impl RawBackend {
             scanning: Turn::default(),
             scanned: AtomicBool::new(false),
             owner: AtomicBool::new(false),
+            cluster: None,
         }
+    }
+
+    /// The same for a cluster of this id, which is recorded of each volume that it makes.
+    #[must_use]
+    pub fn for_cluster(self, id: Option<String>) -> Self {
+        Self { cluster: id, ..self }
     }
 
     /// The disks of ours, looked for if that has never been done.
@@ -451,6 +460,7 @@ impl VolumeBackend for RawBackend {
             size,
             exclusive: request.exclusive,
             wipe: request.wipe,
+            cluster: self.cluster.clone(),
         };
         member.change(&format!("create {id}"), move |disk| disk.create(&new)).await?;
         self.volume(&id)
@@ -510,6 +520,32 @@ impl VolumeBackend for RawBackend {
             .change(&format!("record the format of {id}"), move |disk| disk.record_format(&formatted, record))
             .await?;
         Ok(())
+    }
+
+    async fn holdings(&self) -> Result<Vec<Holding>> {
+        let mut holdings = Vec::new();
+        for member in self.known().await? {
+            let view = member.view();
+            holdings.extend(view.contents.volumes().into_iter().map(|(record, health)| Holding {
+                volume: member.volume(&view, &record, &health),
+                cluster: record.cluster,
+                quarantined: record.quarantined,
+            }));
+        }
+        holdings.sort_by(|a, b| a.volume.id.cmp(&b.volume.id));
+        Ok(holdings)
+    }
+
+    async fn set_quarantine(&self, id: &VolumeId, since: Option<u64>) -> Result<()> {
+        let (member, quarantined) = (self.located(id)?, id.clone());
+        let what = format!("record the quarantine of {id}");
+        member.change(&what, move |disk| disk.record_quarantine(&quarantined, since)).await?;
+        Ok(())
+    }
+
+    async fn in_use(&self, id: &VolumeId) -> Result<bool> {
+        let (member, asked) = (self.located(id)?, id.clone());
+        member.with_disk(&format!("see whether {id} is in use"), move |disk| disk.in_use(&asked)).await
     }
 
     async fn background(&self) -> Result<Vec<String>> {

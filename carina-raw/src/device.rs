@@ -80,6 +80,13 @@ pub trait Device: Image + Send + Sync + 'static {
     /// Busy while anything has it open.
     fn remove_partition(&self, number: u32) -> io::Result<()>;
 
+    /// Whether anything claims an announced partition: a mount, or a device stacked on it. A program that
+    /// only reads or writes it claims nothing, and shows when the partition is to be removed.
+    ///
+    /// # Errors
+    /// What asking failed with.
+    fn in_use(&self, number: u32) -> io::Result<bool>;
+
     /// Takes the lock on the disk by which programs keep out of each other's way while its table
     /// changes; says whether it was free.
     ///

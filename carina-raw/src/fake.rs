@@ -256,6 +256,10 @@ impl Device for FakeDisk {
         Ok(())
     }
 
+    fn in_use(&self, number: u32) -> io::Result<bool> {
+        Ok(self.state().busy.contains(&number))
+    }
+
     fn remove_partition(&self, number: u32) -> io::Result<()> {
         let mut state = self.state();
         if state.busy.contains(&number) {

@@ -179,6 +179,17 @@ impl Device for HostDisk {
         blkpg::partition(self.file.as_fd(), Operation::Remove, number, Bytes::ZERO, Bytes::ZERO)
     }
 
+    fn in_use(&self, number: u32) -> io::Result<bool> {
+        // The kernel grants an exclusive open only while nothing else claims the device.
+        let opened =
+            OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC | libc::O_EXCL).open(self.node(number)?);
+        match opened {
+            Ok(_) => Ok(false),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     fn try_lock(&self) -> io::Result<bool> {
         match self.file.try_lock() {
             Ok(()) => Ok(true),

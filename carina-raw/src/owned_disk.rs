@@ -80,6 +80,8 @@ pub struct NewVolume {
     pub exclusive: bool,
     /// What becomes of its blocks one day.
     pub wipe: Wipe,
+    /// The cluster that asks, where there is one.
+    pub cluster: Option<String>,
 }
 
 /// A stretch that is being zeroed.
@@ -267,6 +269,8 @@ impl OwnedDisk {
                 exclusive: new.exclusive,
                 formatted: None,
                 wipe: new.wipe,
+                cluster: new.cluster.clone(),
+                quarantined: None,
                 wiped: None,
             };
             let mut next = table.clone();
@@ -392,6 +396,39 @@ impl OwnedDisk {
             self.write_record(&what, &record, Some(&contents.found))?;
             self.contents()
         })
+    }
+
+    /// Records since when a volume is in quarantine, in seconds since 1970, or that it isn't.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; what writing failed with.
+    pub fn record_quarantine(&self, id: &VolumeId, since: Option<u64>) -> Result<Contents> {
+        let what = format!("record the quarantine of {id} on {}", self.name);
+        self.locked(&what, || {
+            let (contents, _) = self.usable(&what)?;
+            let volume = self.whole_volume(&what, &contents, id)?;
+            let mut record = contents.record.clone();
+            for quarantined in record.volumes.iter_mut().filter(|v| v.partition == volume.partition) {
+                quarantined.quarantined = since;
+            }
+            self.write_record(&what, &record, Some(&contents.found))?;
+            self.contents()
+        })
+    }
+
+    /// Whether anybody claims a volume's partition: a mount, or a device stacked on it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; why the kernel can't be asked.
+    pub fn in_use(&self, id: &VolumeId) -> Result<bool> {
+        let what = format!("see whether {id} on {} is in use", self.name);
+        let contents = self.contents()?;
+        let volume = self.whole_volume(&what, &contents, id)?;
+        let partitions = self.device.partitions().map_err(|e| self.io(&what, &e))?;
+        match partitions.into_iter().find(|p| p.start == volume.start && p.size == volume.size) {
+            Some(there) => self.device.in_use(there.number).map_err(|e| self.io(&what, &e)),
+            None => Ok(false),
+        }
     }
 
     /// Makes a volume's partition known to the kernel and says its number there.

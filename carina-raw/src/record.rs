@@ -78,6 +78,12 @@ pub struct VolumeRecord {
     /// What becomes of its blocks when it is deleted.
     #[serde(default)]
     pub wipe: Wipe,
+    /// The cluster that asked, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Since when it is in quarantine, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<u64>,
     /// It was deleted, and so much of it has been zeroed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wiped: Option<Bytes>,
@@ -211,6 +217,8 @@ mod tests {
                 exclusive: true,
                 formatted: Some(FormatRecord::Formatting(FsType::Ext4)),
                 wipe: Wipe::None,
+                cluster: Some("c".repeat(128)),
+                quarantined: Some(u64::MAX),
                 wiped: Some(Bytes::MAX),
             }
         };

@@ -18,6 +18,7 @@ pub(super) enum Operation {
     Expand(SizeRange),
     Delete,
     Format,
+    Quarantine(Option<u64>),
 }
 
 impl Operation {
@@ -27,6 +28,7 @@ impl Operation {
             Self::Expand(_) => "expand",
             Self::Delete => "delete",
             Self::Format => "format",
+            Self::Quarantine(_) => "quarantine",
         }
     }
 }

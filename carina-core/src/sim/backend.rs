@@ -14,8 +14,8 @@ use super::loop_device;
 use super::node::{SimNode, SimVolume, State};
 use crate::exec::CommandRunner;
 use crate::{
-    BackendFailure, Bytes, Capabilities, DeviceGroup, Disk, Error, FormatRecord, GroupName, PlanStep, PoolShape,
-    Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType,
+    BackendFailure, Bytes, Capabilities, DeviceGroup, Disk, Error, FormatRecord, GroupName, Holding, PlanStep,
+    PoolShape, Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType,
 };
 
 /// How long a hanging operation hangs before its deadline ends it.
@@ -27,6 +27,8 @@ pub struct SimBackend {
     /// Makes loop devices of volumes; without it, volumes have no device.
     runner: Option<Arc<dyn CommandRunner>>,
     crashed: AtomicBool,
+    /// The id of this cluster.
+    cluster: Option<String>,
 }
 
 impl SimBackend {
@@ -34,14 +36,20 @@ impl SimBackend {
     /// where the node is kept in a folder, else a name and nothing more.
     #[must_use]
     pub fn new(node: Arc<SimNode>) -> Self {
-        Self { node, runner: None, crashed: AtomicBool::new(false) }
+        Self { node, runner: None, crashed: AtomicBool::new(false), cluster: None }
     }
 
     /// A run over a node that is kept in a folder, whose volumes are loop devices while attached: needs
     /// root and `losetup`.
     #[must_use]
     pub fn with_loop_devices(node: Arc<SimNode>, runner: Arc<dyn CommandRunner>) -> Self {
-        Self { node, runner: Some(runner), crashed: AtomicBool::new(false) }
+        Self { node, runner: Some(runner), crashed: AtomicBool::new(false), cluster: None }
+    }
+
+    /// The same for a cluster of this id, which is recorded of each volume that it makes.
+    #[must_use]
+    pub fn for_cluster(self, id: Option<String>) -> Self {
+        Self { cluster: id, ..self }
     }
 
     /// Begins an operation: takes its fault, and lets the faults that come first happen.
@@ -250,6 +258,8 @@ impl VolumeBackend for SimBackend {
                 metadata,
                 size: None,
                 formatted: None,
+                cluster: self.cluster.clone(),
+                quarantined: None,
                 places: BTreeMap::new(),
             })?;
         }
@@ -383,6 +393,26 @@ impl VolumeBackend for SimBackend {
             state.put(volume)?;
         }
         course.end(&what, ())
+    }
+
+    async fn holdings(&self) -> Result<Vec<Holding>> {
+        let state = self.alive("list volumes")?;
+        let holding = |sim: &SimVolume| {
+            let (cluster, quarantined) = (sim.cluster.clone(), sim.quarantined);
+            Some(Holding { volume: state.volume(sim)?, cluster, quarantined })
+        };
+        Ok(state.volumes.values().filter_map(holding).collect())
+    }
+
+    async fn set_quarantine(&self, id: &VolumeId, since: Option<u64>) -> Result<()> {
+        let mut state = self.alive(&format!("record the quarantine of {id}"))?;
+        let mut volume = state.volumes.get(id).cloned().ok_or_else(|| not_found(id))?;
+        volume.quarantined = since;
+        state.put(volume)
+    }
+
+    async fn in_use(&self, id: &VolumeId) -> Result<bool> {
+        Ok(self.file(id).is_some_and(|(file, _)| loop_device::in_use(&file)))
     }
 }
 

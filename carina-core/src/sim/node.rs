@@ -89,6 +89,12 @@ pub(super) struct SimVolume {
     /// The size of the volume in the pool; `None` while there is only the pool.
     pub(super) size: Option<Bytes>,
     pub(super) formatted: Option<FormatRecord>,
+    /// The cluster that it was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cluster: Option<String>,
+    /// Since when it is in quarantine, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) quarantined: Option<u64>,
     /// Where its pool and metadata are.
     #[serde(default)]
     pub(super) places: Places,

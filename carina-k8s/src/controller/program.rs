@@ -9,6 +9,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio::task::JoinSet;
 
 use super::{Allocator, Candidate, Change, ClusterVolumes, Mirror, node_storage_map, pages};
+use crate::event::Recorder;
 use crate::logic_volume::LogicVolume;
 use crate::node_storage::NodeStorageResource;
 use crate::options::ControllerOptions;
@@ -33,7 +34,8 @@ pub async fn run(
     let cluster = follow(client.clone(), strategy);
     let (volumes, nodes) = (Arc::clone(&cluster.volumes), Arc::clone(&cluster.nodes));
     let patience = Duration::from_secs(options.agent_timeout);
-    let service = ClusterVolumes::new(client.clone(), Arc::clone(&volumes), cluster.allocator, patience);
+    let events = Recorder::new(client.clone(), "carina-controller", &options.pod_name);
+    let service = ClusterVolumes::new(client.clone(), Arc::clone(&volumes), cluster.allocator, events, patience);
 
     let mut tasks = cluster.tasks;
     let (shown, figures) = pages::router(Arc::clone(&volumes), Arc::clone(&nodes), ready.clone());

@@ -18,10 +18,14 @@ use serde_json::json;
 use super::allocator::Allocator;
 use super::mirror::Mirror;
 use crate::condition::condition;
+use crate::event::{AGENT_SILENT, Recorder, Regarding};
 use crate::failure::{DELETED, READY, RESIZED, recorded};
 use crate::logic_volume::{
     DELETE_STORAGE, EXCLUSIVE, FAILED, LogicVolume, REQUESTED_AT, SIZE_LIMIT, SUCCESS, object_name,
 };
+
+/// How long an agent may take before it is told, on the claim, what is being waited for.
+const TOLD_AFTER: Duration = Duration::from_secs(20);
 
 /// The volumes of a cluster. Several replicas may serve at once: what they must agree on is in the
 /// LogicVolumes, whose names are unique.
@@ -29,6 +33,7 @@ pub struct ClusterVolumes {
     api: Api<LogicVolume>,
     volumes: Arc<Mirror<LogicVolume>>,
     allocator: Arc<Allocator>,
+    events: Recorder,
     /// How long a call waits for an agent.
     patience: Duration,
     in_flight: Mutex<HashSet<String>>,
@@ -50,12 +55,14 @@ impl ClusterVolumes {
         client: Client,
         volumes: Arc<Mirror<LogicVolume>>,
         allocator: Arc<Allocator>,
+        events: Recorder,
         patience: Duration,
     ) -> Self {
         Self {
             api: Api::all(client),
             volumes,
             allocator,
+            events,
             patience,
             in_flight: Mutex::default(),
             heard: Mutex::default(),
@@ -72,7 +79,26 @@ impl ClusterVolumes {
             self.volumes.synced().await;
             call.await
         };
-        tokio::time::timeout(self.patience, call).await.unwrap_or_else(|_| Err(self.silent(name)))
+        tokio::pin!(call);
+        let told_after = TOLD_AFTER.min(self.patience);
+        if let Ok(answer) = tokio::time::timeout(told_after, &mut call).await {
+            return answer;
+        }
+        self.tell_of_silence(name);
+        let left = self.patience - told_after;
+        tokio::time::timeout(left, call).await.unwrap_or_else(|_| Err(self.silent(name)))
+    }
+
+    /// Tells those who look at the claim what is being waited for.
+    fn tell_of_silence(&self, name: &str) {
+        let Some(object) = self.volumes.get(name) else { return };
+        let node = &object.spec.node_name;
+        let note = format!(
+            "node {node} has not answered for LogicVolume {name} within {TOLD_AFTER:?}, which is waited for; see that \
+             carina-node runs there: kubectl -n kube-system get pods -l app=csi-carina-node \
+             --field-selector spec.nodeName={node}"
+        );
+        self.events.warning(Regarding::volume_and_claim(&object), AGENT_SILENT, note);
     }
 
     /// Nobody answered in time: what is known of why.

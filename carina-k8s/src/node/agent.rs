@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::{Publisher, Volumes, grouping, labels, pages, storage};
+use crate::event::Recorder;
 use crate::options::NodeOptions;
 use crate::{settings, web};
 
@@ -60,8 +61,12 @@ pub async fn run(
     let keys = watch::Sender::new(BTreeSet::new());
     tasks.spawn(grouping::keep_grouped(engine.clone(), grouped_by, keys.subscribe(), Arc::clone(&changed)));
     tasks.spawn(labels::follow(client.clone(), node.clone(), keys));
-    tasks.spawn(Publisher::new(client.clone(), &node, engine.clone(), recovery, Arc::clone(&changed)).run());
-    let volumes = tokio::spawn(Volumes::new(client, &node, engine.clone(), changed).run(until_stopped(stopped)));
+    let events = Recorder::new(client.clone(), "carina-node", &node);
+    let publisher =
+        Publisher::new(client.clone(), &node, engine.clone(), recovery, events.clone(), Arc::clone(&changed));
+    tasks.spawn(publisher.run());
+    let volumes = Volumes::new(client, &node, engine.clone(), events, changed);
+    let volumes = tokio::spawn(volumes.run(until_stopped(stopped)));
     ready.set(true);
     tracing::info!(node, "ready");
 

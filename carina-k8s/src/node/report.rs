@@ -12,6 +12,7 @@ use kube::{Client, Resource};
 use tokio::sync::Notify;
 
 use crate::condition::{Finding, conditions};
+use crate::event::{NEEDS_A_PERSON, Recorder, Regarding};
 use crate::node_storage::{NodeStorageResource, NodeStorageSpec, NodeStorageStatus};
 
 /// How long changes are gathered before they are written.
@@ -31,6 +32,7 @@ pub struct Publisher {
     recovery: Recovery,
     api: Api<NodeStorageResource>,
     nodes: Api<Node>,
+    events: Recorder,
     changed: Arc<Notify>,
 }
 
@@ -42,16 +44,20 @@ impl Publisher {
         node: impl Into<String>,
         engine: Engine,
         recovery: Recovery,
+        events: Recorder,
         changed: Arc<Notify>,
     ) -> Self {
         let (api, nodes) = (Api::all(client.clone()), Api::all(client));
-        Self { node: node.into(), engine, recovery, api, nodes, changed }
+        Self { node: node.into(), engine, recovery, api, nodes, events, changed }
     }
 
     /// Publishes until it is dropped. The object is left as it is then: a restart of the agent changes
     /// nothing of what the node has.
     pub async fn run(self) {
         let mut published: Option<NodeStorageResource> = None;
+        for note in &self.recovery.for_a_person {
+            self.events.warning([Regarding::node(&self.node)], NEEDS_A_PERSON, note.clone());
+        }
         loop {
             let wait = match self.publish(&mut published).await {
                 Ok(()) => LOOK,

@@ -38,18 +38,22 @@ fn backend(kind: BackendKind, options: &NodeOptions, config: &Config) -> Result<
             };
             Ok(Arc::new(LvmBackend::new(runner, config)?))
         }
-        BackendKind::Raw => Ok(Arc::new(RawBackend::new(Arc::new(HostDisks::new(runner, config.minimum_disk_size))))),
+        BackendKind::Raw => {
+            let disks = Arc::new(HostDisks::new(runner, config.minimum_disk_size));
+            Ok(Arc::new(RawBackend::new(disks).for_cluster(options.cluster_id.clone())))
+        }
         BackendKind::Sim => {
             let node = SimNode::open(&options.sim_dir, SimNode::trial_disks())?;
             node.set_reserve(config.reserve)?;
             let node = Arc::new(node);
+            let cluster = options.cluster_id.clone();
             Ok(if loop_devices() {
-                Arc::new(SimBackend::with_loop_devices(node, runner))
+                Arc::new(SimBackend::with_loop_devices(node, runner).for_cluster(cluster))
             } else {
                 tracing::warn!(
                     "simulated volumes have no devices here (no root, no losetup): mounts are simulated too"
                 );
-                Arc::new(SimBackend::new(node))
+                Arc::new(SimBackend::new(node).for_cluster(cluster))
             })
         }
     }

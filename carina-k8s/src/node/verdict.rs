@@ -6,7 +6,8 @@ use carina_core::{Error, Volume};
 use jiff::Timestamp;
 
 use crate::condition::{Finding, conditions};
-use crate::failure::{READY, RESIZED, reason, record};
+use crate::event::{CREATE_FAILED, CREATE_SUCCESS, DELETE_FAILED, EXPAND_FAILED, EXPAND_SUCCESS, VOLUME_KEPT};
+use crate::failure::{DELETED, READY, RESIZED, reason, record};
 use crate::logic_volume::{FAILED, LogicVolume, LogicVolumeStatus, REQUESTED_AT, SUCCESS};
 
 /// How a LogicVolume stands.
@@ -54,6 +55,30 @@ impl Verdict {
     #[must_use]
     pub fn trouble(&self) -> Option<&Finding> {
         self.findings.iter().find(|finding| !finding.holds)
+    }
+
+    /// What to tell of it, where `status` is what is newly said about the object: whether it is good news,
+    /// the reason, and the note.
+    #[must_use]
+    pub fn news(&self, object: &LogicVolume, status: &LogicVolumeStatus) -> Option<(bool, &'static str, String)> {
+        if let Some(finding) = self.trouble() {
+            let reason = match (finding.about, &self.error) {
+                (READY, Some(_)) => CREATE_FAILED,
+                (RESIZED, Some(_)) => EXPAND_FAILED,
+                (DELETED, Some(_)) => DELETE_FAILED,
+                (DELETED, None) => VOLUME_KEPT,
+                _ => finding.reason,
+            };
+            return Some((false, reason, finding.message.clone()));
+        }
+        let volume = self.volume.as_ref()?;
+        let before = object.status.as_ref().and_then(|before| before.current_size.as_ref());
+        let reason = match before {
+            None => CREATE_SUCCESS,
+            Some(_) if before == status.current_size.as_ref() => return None,
+            Some(_) => EXPAND_SUCCESS,
+        };
+        Some((true, reason, format!("volume {} has {} in {}", volume.id, volume.size, volume.group)))
     }
 
     /// The status that says so. Times of what hasn't changed are kept.

@@ -8,15 +8,14 @@ use futures::{Future, StreamExt};
 use jiff::Timestamp;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::runtime::controller::{Action, Controller};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher;
-use kube::{Client, Resource, ResourceExt};
+use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::Notify;
 
 use super::decide::{Decision, Found, decide};
 use super::verdict::Verdict;
-use crate::condition::Finding;
+use crate::event::{DELETE_SUCCESS, Recorder, Regarding};
 use crate::failure::{DELETED, RESIZED, reason};
 use crate::logic_volume::{FINALIZER, LogicVolume};
 
@@ -35,24 +34,21 @@ pub struct Volumes {
     engine: Engine,
     client: Client,
     api: Api<LogicVolume>,
-    recorder: Recorder,
+    events: Recorder,
     changed: Arc<Notify>,
 }
 
 impl Volumes {
     /// A reconciler for a node. `changed` is told whenever the node's figures may have changed.
     #[must_use]
-    pub fn new(client: Client, node: impl Into<String>, engine: Engine, changed: Arc<Notify>) -> Self {
-        let node = node.into();
-        let reporter = Reporter { controller: "carina-node".to_owned(), instance: Some(node.clone()) };
-        Self {
-            engine,
-            api: Api::all(client.clone()),
-            recorder: Recorder::new(client.clone(), reporter),
-            client,
-            node,
-            changed,
-        }
+    pub fn new(
+        client: Client,
+        node: impl Into<String>,
+        engine: Engine,
+        events: Recorder,
+        changed: Arc<Notify>,
+    ) -> Self {
+        Self { engine, api: Api::all(client.clone()), events, client, node: node.into(), changed }
     }
 
     /// Reconciles until `stop` is ready, then lets what was begun end. While the API server is away it
@@ -103,7 +99,13 @@ impl Volumes {
         if object.spec.node_name != self.node {
             return Ok(Action::await_change());
         }
-        let found = self.find(object).await?;
+        let found = match self.find(object).await {
+            Ok(found) => found,
+            Err(error) => {
+                self.events.warning(Regarding::volume_and_claim(object), reason(&error), error.to_string());
+                return Err(error.into());
+            }
+        };
         let wait = match decide(object, &self.node, &found) {
             Decision::Leave => Action::await_change(),
             Decision::Hold => {
@@ -114,40 +116,40 @@ impl Volumes {
                 let made = self.engine.create(*request).await;
                 self.changed.notify_one();
                 match made {
-                    Ok(volume) => self.report(object, Verdict::made(volume, Vec::new()), "Created").await?,
+                    Ok(volume) => self.report(object, Verdict::made(volume, Vec::new())).await?,
                     Err(Error::Busy(_)) => Action::requeue(WHEN_BUSY),
-                    Err(error) => self.report(object, Verdict::failed(error), "Created").await?,
+                    Err(error) => self.report(object, Verdict::failed(error)).await?,
                 }
             }
             Decision::Expand(id, size) => {
                 let grown = self.engine.expand(&id, size).await;
                 self.changed.notify_one();
                 match (grown, found.volume) {
-                    (Ok(volume), _) => self.report(object, Verdict::made(volume, Vec::new()), "Expanded").await?,
+                    (Ok(volume), _) => self.report(object, Verdict::made(volume, Vec::new())).await?,
                     (Err(Error::Busy(_)), _) | (Err(_), None) => Action::requeue(WHEN_BUSY),
                     (Err(error), Some(volume)) => {
-                        self.report(object, Verdict::unchanged(volume, RESIZED, error), "Expanded").await?
+                        self.report(object, Verdict::unchanged(volume, RESIZED, error)).await?
                     }
                 }
             }
             Decision::Delete(id) => {
                 let gone = self.engine.delete(&id).await;
                 self.changed.notify_one();
-                match gone {
-                    Ok(()) => {
-                        self.tell(object, EventType::Normal, "Deleted", format!("volume {id} was removed"));
+                match (gone, found.volume) {
+                    (Ok(()), _) => {
+                        let about = [Regarding::object(object)];
+                        self.events.normal(about, DELETE_SUCCESS, format!("volume {id} was removed"));
                         self.release(object).await?
                     }
-                    Err(Error::Busy(_)) => Action::requeue(WHEN_BUSY),
-                    Err(error) => {
-                        let finding = Finding::bad(DELETED, reason(&error), error.to_string());
-                        self.report(object, Verdict::kept(found.volume, finding), "Deleted").await?;
+                    (Err(Error::Busy(_)), _) | (Err(_), None) => Action::requeue(WHEN_BUSY),
+                    (Err(error), Some(volume)) => {
+                        self.report(object, Verdict::unchanged(volume, DELETED, error)).await?;
                         Action::requeue(AFTER_FAILED_DELETE)
                     }
                 }
             }
             Decision::Release => self.release(object).await?,
-            Decision::Report(verdict) => self.report(object, *verdict, "Checked").await?,
+            Decision::Report(verdict) => self.report(object, *verdict).await?,
         };
         Ok(wait)
     }
@@ -173,7 +175,7 @@ impl Volumes {
     }
 
     /// Writes the status if it says something new, and tells of what changed for a person.
-    async fn report(&self, object: &LogicVolume, verdict: Verdict, action: &str) -> Result<Action, ReconcileError> {
+    async fn report(&self, object: &LogicVolume, verdict: Verdict) -> Result<Action, ReconcileError> {
         let status = verdict.status(object, &self.node, Timestamp::now());
         let wait = verdict.trouble().map_or_else(Action::await_change, |_| Action::requeue(IN_TROUBLE));
         if object.status.as_ref() == Some(&status) {
@@ -188,18 +190,9 @@ impl Volumes {
             Err(kube::Error::Api(refused)) if refused.code == 409 => return Ok(Action::requeue(AFTER_ERROR)),
             Err(error) => return Err(error.into()),
         }
-        match verdict.trouble() {
-            Some(finding) => self.tell(object, EventType::Warning, finding.reason, finding.message.clone()),
-            None if action != "Checked" => {
-                let size = status.current_size.map(|size| size.to_string()).unwrap_or_default();
-                self.tell(
-                    object,
-                    EventType::Normal,
-                    action,
-                    format!("the volume has {size} in {}", object.spec.device_group),
-                );
-            }
-            None => {}
+        if let Some((good, reason, note)) = verdict.news(object, &status) {
+            let about = Regarding::volume_and_claim(object);
+            if good { self.events.normal(about, reason, note) } else { self.events.warning(about, reason, note) }
         }
         Ok(wait)
     }
@@ -220,23 +213,6 @@ impl Volumes {
             Err(kube::Error::Api(refused)) if refused.code == 409 => Ok(Action::requeue(AFTER_ERROR)),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Writes an event about an object, without waiting for it.
-    fn tell(&self, object: &LogicVolume, type_: EventType, reason: &str, note: String) {
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note.chars().take(1000).collect()),
-            action: "Reconcile".to_owned(),
-            secondary: None,
-        };
-        let (recorder, about) = (self.recorder.clone(), object.object_ref(&()));
-        tokio::spawn(async move {
-            if let Err(error) = recorder.publish(&event, &about).await {
-                tracing::debug!("an event was not written: {error}");
-            }
-        });
     }
 }
 

@@ -153,6 +153,11 @@ impl ApiServer {
         self.lock().objects.get(resource)?.get(name).cloned()
     }
 
+    /// Every object of a resource.
+    pub fn objects(&self, resource: &str) -> Vec<Value> {
+        self.lock().objects.get(resource).into_iter().flat_map(BTreeMap::values).cloned().collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no request panics while it holds the state")
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use carina_core::{Bytes, Error, GroupName, GroupSelector, SizeRange, Strategy, Volume, VolumeRequest, VolumeService};
 use carina_k8s::controller::ClusterVolumes;
 use carina_k8s::controller::program::{Cluster, follow};
+use carina_k8s::event::Recorder;
 use carina_k8s::logic_volume::DELETE_STORAGE;
 use http::Method;
 use tokio::task::JoinSet;
@@ -16,17 +17,18 @@ use crate::sim_node::{Node, until};
 const LVS: &str = "carina.storage.io/logicvolumes";
 
 /// A replica of the controller.
-struct Controller {
-    service: Arc<ClusterVolumes>,
+pub struct Controller {
+    pub service: Arc<ClusterVolumes>,
     _tasks: JoinSet<()>,
 }
 
 impl Controller {
-    async fn start(server: &ApiServer) -> Self {
+    pub async fn start(server: &ApiServer) -> Self {
         let Cluster { volumes, nodes, allocator, tasks } = follow(server.client(), Strategy::Spreadout);
         nodes.synced().await;
         let patience = Duration::from_secs(140);
-        let service = Arc::new(ClusterVolumes::new(server.client(), volumes, allocator, patience));
+        let events = Recorder::new(server.client(), "carina-controller", "one");
+        let service = Arc::new(ClusterVolumes::new(server.client(), volumes, allocator, events, patience));
         Self { service, _tasks: tasks }
     }
 }

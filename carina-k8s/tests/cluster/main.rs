@@ -7,6 +7,7 @@ mod api_server;
 mod controller;
 mod controller_program;
 mod election;
+mod events;
 mod manifests;
 mod node_agent;
 mod sim_node;

@@ -7,6 +7,7 @@ use carina_core::sim::{SimBackend, SimDisk, SimNode};
 use carina_core::{
     Bytes, Engine, GroupName, Medium, MostRoom, PlanStep, PlannedDisk, Retry, VolumeBackend, VolumeType,
 };
+use carina_k8s::event::Recorder;
 use carina_k8s::node::{Publisher, Volumes};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
@@ -57,8 +58,10 @@ impl Node {
         let backend: Arc<dyn VolumeBackend> = Arc::new(SimBackend::new(Arc::clone(&self.disks)));
         let (engine, recovery) = Engine::start(vec![backend], Arc::new(MostRoom), Retry::default()).await.unwrap();
         let (client, changed) = (self.server.client(), Arc::new(Notify::new()));
-        let publisher = Publisher::new(client.clone(), &self.name, engine.clone(), recovery, Arc::clone(&changed));
-        let volumes = Volumes::new(client, &self.name, engine.clone(), changed);
+        let events = Recorder::new(client.clone(), "carina-node", &self.name);
+        let publisher =
+            Publisher::new(client.clone(), &self.name, engine.clone(), recovery, events.clone(), Arc::clone(&changed));
+        let volumes = Volumes::new(client, &self.name, engine.clone(), events, changed);
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async { stopped.await.unwrap_or_default() };
         self.agent = Some(Agent {

@@ -31,7 +31,7 @@ fn claimed() -> FakeDisk {
 
 fn new(name: &str, start: Bytes, size: Bytes) -> NewVolume {
     let name: VolumeName = name.parse().unwrap();
-    NewVolume { id: VolumeId::plain(&name), name, start, size, exclusive: false, wipe: Wipe::Zero }
+    NewVolume { id: VolumeId::plain(&name), name, start, size, exclusive: false, wipe: Wipe::Zero, cluster: None }
 }
 
 fn id(name: &str) -> VolumeId {
@@ -460,4 +460,18 @@ proptest! {
             prop_assert_eq!(kernel, volumes);
         }
     }
+}
+
+#[test]
+fn a_quarantine_is_kept_on_the_disk_and_taken_back() {
+    let fake = claimed();
+    owned(&fake).create(&NewVolume { cluster: Some("c1".to_owned()), ..new("a", mib(1), mib(8)) }).unwrap();
+    for since in [Some(7), None] {
+        owned(&fake).record_quarantine(&id("a"), since).unwrap();
+        let record = owned(&fake).contents().unwrap().record;
+        assert_eq!((record.volumes[0].quarantined, record.volumes[0].cluster.as_deref()), (since, Some("c1")));
+    }
+    assert!(!owned(&fake).in_use(&id("a")).unwrap());
+    fake.set_busy(1, true);
+    assert!(owned(&fake).in_use(&id("a")).unwrap());
 }
