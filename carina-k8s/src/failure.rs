@@ -10,6 +10,8 @@ use crate::logic_volume::{LogicVolume, LogicVolumeStatus};
 pub const READY: &str = "Ready";
 /// The condition of a volume that has the size asked for.
 pub const RESIZED: &str = "Resized";
+/// The condition of a volume whose storage can be relied on.
+pub const HEALTHY: &str = "Healthy";
 /// The condition of a deleted object that still holds its volume.
 pub const DELETED: &str = "Deleted";
 

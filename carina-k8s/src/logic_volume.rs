@@ -126,8 +126,8 @@ pub struct LogicVolumeStatus {
     /// The request that this status answers: the annotation `carina.storage.io/resize-requested-at`.
     #[serde(default)]
     pub observed_request: Option<String>,
-    /// `Ready`: the volume exists and is as asked. `Resized`: it has the size asked for. `Deleted`: why a
-    /// deleted object still holds its volume.
+    /// `Ready`: the volume exists and is as asked. `Resized`: it has the size asked for. `Healthy`: only where
+    /// it isn't, what is wrong with its storage. `Deleted`: why a deleted object still holds its volume.
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
@@ -306,6 +306,13 @@ pub fn object_name(name: &VolumeName) -> String {
             && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
     };
     if text.split('.').all(label) { text.to_owned() } else { VolumeId::hashed(name).to_string() }
+}
+
+/// The names that the LogicVolume of a volume can have, the likeliest first.
+#[must_use]
+pub fn object_names(id: &VolumeId) -> Vec<String> {
+    let plain = id.suffix().and_then(|suffix| suffix.parse::<VolumeName>().ok()).map(|name| object_name(&name));
+    plain.into_iter().chain([id.to_string()]).collect()
 }
 
 fn bad(field: &str, found: &str, problem: impl ToString) -> BadField {

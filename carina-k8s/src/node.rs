@@ -7,10 +7,12 @@ mod labels;
 mod pages;
 mod report;
 mod storage;
+mod telling;
 mod verdict;
 mod volumes;
 
 pub use decide::{Decision, Found, decide};
 pub use report::Publisher;
+pub use telling::tell;
 pub use verdict::Verdict;
 pub use volumes::Volumes;

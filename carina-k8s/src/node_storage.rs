@@ -58,6 +58,7 @@ pub struct NodeStorageStatus {
     pub vg_groups: Vec<VgFigures>,
     /// The disks, by name.
     pub disks: Vec<DiskFigures>,
+    /// `ConfigApplied`, `DisksHealthy`, `GroupsHealthy`, `VolumesHealthy`: what is wrong now, and what to do.
     /// `Recovered`: whether the agent's start left something for a person.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

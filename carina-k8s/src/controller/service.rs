@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carina_core::{
-    Error, FormatRecord, GroupSelector, Health, Result, Room, SizeRange, Volume, VolumeId, VolumeName, VolumeRequest,
+    Error, FormatRecord, GroupSelector, Health, Result, Room, SizeRange, Volume, VolumeId, VolumeRequest,
     VolumeService, VolumeType,
 };
 use jiff::Timestamp;
@@ -19,9 +19,9 @@ use super::allocator::Allocator;
 use super::mirror::Mirror;
 use crate::condition::condition;
 use crate::event::{AGENT_SILENT, Recorder, Regarding};
-use crate::failure::{DELETED, READY, RESIZED, recorded};
+use crate::failure::{DELETED, HEALTHY, READY, RESIZED, recorded};
 use crate::logic_volume::{
-    DELETE_STORAGE, EXCLUSIVE, FAILED, LogicVolume, REQUESTED_AT, SIZE_LIMIT, SUCCESS, object_name,
+    DELETE_STORAGE, EXCLUSIVE, FAILED, LogicVolume, REQUESTED_AT, SIZE_LIMIT, SUCCESS, object_name, object_names,
 };
 
 /// How long an agent may take before it is told, on the claim, what is being waited for.
@@ -283,7 +283,7 @@ impl ClusterVolumes {
     /// The object of a volume. What the mirror doesn't have is asked for: it may only be late.
     async fn find(&self, id: &VolumeId) -> Result<Option<Arc<LogicVolume>>> {
         let has = |object: &LogicVolume| object.volume_id().as_ref() == Some(id);
-        let names = names_of(id);
+        let names = object_names(id);
         let direct = names.iter().filter_map(|name| self.volumes.get(name)).find(|object| has(object));
         if let Some(object) = direct.or_else(|| self.volumes.all().into_iter().find(|object| has(object))) {
             return Ok(Some(object));
@@ -332,12 +332,6 @@ impl ClusterVolumes {
     }
 }
 
-/// The names that the object of a volume can have.
-fn names_of(id: &VolumeId) -> Vec<String> {
-    let plain = id.suffix().and_then(|suffix| suffix.parse::<VolumeName>().ok()).map(|name| object_name(&name));
-    plain.into_iter().chain([id.to_string()]).collect()
-}
-
 /// How a LogicVolume stands.
 fn answer(object: &LogicVolume) -> Answer {
     let Some(status) = &object.status else { return Answer::Pending };
@@ -352,7 +346,9 @@ fn answer(object: &LogicVolume) -> Answer {
 /// The volume that a LogicVolume stands for, once it is made.
 pub(super) fn volume(object: &LogicVolume) -> Option<Volume> {
     let status = object.status.as_ref()?;
-    let trouble = condition(&status.conditions, READY).filter(|ready| ready.status == "False");
+    let trouble = [READY, HEALTHY]
+        .into_iter()
+        .find_map(|about| condition(&status.conditions, about).filter(|c| c.status == "False"));
     Some(Volume {
         id: object.volume_id()?,
         name: object.volume_name().ok()?,
@@ -375,7 +371,7 @@ impl VolumeService for ClusterVolumes {
     }
 
     async fn delete(&self, id: &VolumeId) -> Result<()> {
-        let key = names_of(id).swap_remove(0);
+        let key = object_names(id).swap_remove(0);
         self.alone(&key, async {
             match self.find(id).await? {
                 Some(object) => self.remove(&object).await,
@@ -386,7 +382,7 @@ impl VolumeService for ClusterVolumes {
     }
 
     async fn expand(&self, id: &VolumeId, size: SizeRange) -> Result<Volume> {
-        let key = names_of(id).swap_remove(0);
+        let key = object_names(id).swap_remove(0);
         self.alone(&key, self.expand_once(id, size)).await
     }
 

@@ -11,7 +11,7 @@ use kube::Client;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::{Publisher, Volumes, grouping, labels, pages, storage};
+use super::{Publisher, Volumes, grouping, labels, pages, storage, telling};
 use crate::event::Recorder;
 use crate::options::NodeOptions;
 use crate::{settings, web};
@@ -65,6 +65,8 @@ pub async fn run(
     let publisher =
         Publisher::new(client.clone(), &node, engine.clone(), recovery, events.clone(), Arc::clone(&changed));
     tasks.spawn(publisher.run());
+    let told = telling::tell(engine.clone(), client.clone(), node.clone(), events.clone(), Arc::clone(&changed));
+    tasks.spawn(told);
     let volumes = Volumes::new(client, &node, engine.clone(), events, changed);
     let volumes = tokio::spawn(volumes.run(until_stopped(stopped)));
     ready.set(true);

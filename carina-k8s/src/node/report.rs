@@ -11,6 +11,7 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, Resource};
 use tokio::sync::Notify;
 
+use super::telling;
 use crate::condition::{Finding, conditions};
 use crate::event::{NEEDS_A_PERSON, Recorder, Regarding};
 use crate::node_storage::{NodeStorageResource, NodeStorageSpec, NodeStorageStatus};
@@ -84,7 +85,8 @@ impl Publisher {
         }
         let Some(object) = published.as_ref() else { return Ok(()) };
         let before = object.status.clone().unwrap_or_default();
-        let findings = [self.recovered()];
+        let mut findings = telling::findings(&self.engine.standing());
+        findings.push(self.recovered());
         let now = Timestamp::now();
         let conditions = conditions(&before.conditions, &findings, object.metadata.generation, now);
         let status = NodeStorageStatus { conditions, ..status };

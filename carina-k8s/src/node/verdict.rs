@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::condition::{Finding, conditions};
 use crate::event::{CREATE_FAILED, CREATE_SUCCESS, DELETE_FAILED, EXPAND_FAILED, EXPAND_SUCCESS, VOLUME_KEPT};
-use crate::failure::{DELETED, READY, RESIZED, reason, record};
+use crate::failure::{DELETED, HEALTHY, READY, RESIZED, reason, record};
 use crate::logic_volume::{FAILED, LogicVolume, LogicVolumeStatus, REQUESTED_AT, SUCCESS};
 
 /// How a LogicVolume stands.
@@ -106,6 +106,10 @@ impl Verdict {
                 }
                 if !findings.iter().any(|finding| finding.about == RESIZED) {
                     findings.push(Finding::good(RESIZED, "SizeAsAsked", format!("it has {}", volume.size)));
+                }
+                if let Some(evidence) = volume.health.evidence() {
+                    let reason = if volume.health.is_failed() { "VolumeFailed" } else { "VolumeDegraded" };
+                    findings.push(Finding::bad(HEALTHY, reason, evidence));
                 }
             }
             None => {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use carina_core::{Engine, Error, Volume, VolumeId, VolumeService};
-use futures::{Future, StreamExt};
+use carina_core::{Engine, Error, Subject, Volume, VolumeId, VolumeService};
+use futures::{Future, StreamExt, stream};
 use jiff::Timestamp;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::runtime::controller::{Action, Controller};
@@ -60,7 +60,17 @@ impl Volumes {
             () = stop.clone() => return,
         };
         let api = Api::all(self.client.clone());
+        // What happens to the storage may change how every volume of it stands.
+        let heard = stream::unfold(self.engine.events(), |mut events| async move {
+            loop {
+                let event = events.next().await?;
+                if matches!(event.subject, Subject::Group { .. } | Subject::Volume { .. }) {
+                    return Some(((), events));
+                }
+            }
+        });
         Controller::new(api, watched)
+            .reconcile_all_on(heard)
             .graceful_shutdown_on(stop)
             .run(
                 |object, me: Arc<Self>| async move { me.reconcile(&object).await },

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use carina_core::{Bytes, ClaimName, Error, GroupName, GroupSelector, SizeRange, VolumeRequest, VolumeService};
+use carina_core::{
+    Bytes, ClaimName, Error, Event, GroupName, GroupSelector, Reason, SizeRange, Subject, VolumeId, VolumeRequest,
+    VolumeService,
+};
 use carina_k8s::event::{Recorder, Regarding};
 use carina_k8s::{LogicVolume, event};
 use http::Method;
@@ -103,6 +106,38 @@ async fn a_claim_that_waits_for_a_silent_agent_says_so_before_its_call_times_out
     let (answer, told) = tokio::join!(call, waited);
     assert!(matches!(answer, Err(Error::TimedOut(_))), "{answer:?}");
     assert!(told.contains("carina-node runs there"), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_happens_to_disks_groups_and_volumes_is_told_where_people_look() {
+    let server = ApiServer::new();
+    let node = Node::started(&server, "n1").await;
+    let api: Api<LogicVolume> = Api::all(server.client());
+    let made = api.create(&PostParams::default(), &object(10)).await.unwrap();
+    until_told(&server, "db PersistentVolumeClaim/data CreateVolumeSuccess").await;
+    let engine = node.engine();
+    let now = std::time::SystemTime::UNIX_EPOCH;
+    let id: VolumeId = format!("volume-pvc-{UID}").parse().unwrap();
+    let disk = Subject::Disk { name: "sdb".to_owned(), ids: Vec::new() };
+    let pool = Event::new(&id, Reason::PoolDataFilling, "nearly full; expand the claim", now);
+    engine.stand("test", now, vec![Event::new(disk, Reason::SmartFailing, "replace it", now), pool]);
+    until_told(&server, "default Node/n1 SmartFailing: disk sdb: replace it").await;
+    until_told(&server, "default NodeStorageResource/n1 SmartFailing: disk sdb: replace it").await;
+    until_told(&server, "db PersistentVolumeClaim/data PoolDataFilling: nearly full").await;
+    until_told(&server, &format!("default LogicVolume/{} PoolDataFilling", made.metadata.name.unwrap())).await;
+    let condition = async |about: &str, status: &str| {
+        until(&format!("{about} is {status}"), async || {
+            let nsr = server.object("carina.storage.io/nodestorageresources", "n1")?;
+            let found = nsr["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == about)?.clone();
+            (found["status"] == status).then_some(found)
+        })
+        .await
+    };
+    assert_eq!(condition("DisksHealthy", "False").await["reason"], "SmartFailing");
+    condition("GroupsHealthy", "True").await;
+    engine.stand("test", now, Vec::new());
+    condition("DisksHealthy", "True").await;
+    until_told(&server, "default Node/n1 Resolved").await;
 }
 
 #[tokio::test(start_paused = true)]

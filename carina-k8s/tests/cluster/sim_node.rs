@@ -8,7 +8,7 @@ use carina_core::{
     Bytes, Engine, GroupName, Medium, MostRoom, PlanStep, PlannedDisk, Retry, VolumeBackend, VolumeType,
 };
 use carina_k8s::event::Recorder;
-use carina_k8s::node::{Publisher, Volumes};
+use carina_k8s::node::{Publisher, Volumes, tell};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
@@ -27,6 +27,7 @@ struct Agent {
     stop: oneshot::Sender<()>,
     volumes: JoinHandle<()>,
     publisher: JoinHandle<()>,
+    told: JoinHandle<()>,
 }
 
 impl Node {
@@ -61,6 +62,7 @@ impl Node {
         let events = Recorder::new(client.clone(), "carina-node", &self.name);
         let publisher =
             Publisher::new(client.clone(), &self.name, engine.clone(), recovery, events.clone(), Arc::clone(&changed));
+        let told = tell(engine.clone(), client.clone(), self.name.clone(), events.clone(), Arc::clone(&changed));
         let volumes = Volumes::new(client, &self.name, engine.clone(), events, changed);
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async { stopped.await.unwrap_or_default() };
@@ -69,6 +71,7 @@ impl Node {
             stop,
             volumes: tokio::spawn(volumes.run(stopped)),
             publisher: tokio::spawn(publisher.run()),
+            told: tokio::spawn(told),
         });
     }
 
@@ -76,6 +79,7 @@ impl Node {
     pub async fn stop(&mut self) {
         let Some(agent) = self.agent.take() else { return };
         agent.publisher.abort();
+        agent.told.abort();
         let _ = agent.stop.send(());
         agent.volumes.await.unwrap();
         agent.engine.idle().await;
@@ -85,8 +89,14 @@ impl Node {
     pub async fn crash(&mut self) {
         let Some(agent) = self.agent.take() else { return };
         agent.publisher.abort();
+        agent.told.abort();
         agent.volumes.abort();
         let _ = agent.volumes.await;
+    }
+
+    /// The engine of the agent that runs.
+    pub fn engine(&self) -> Engine {
+        self.agent.as_ref().unwrap().engine.clone()
     }
 
     /// What is on the disks, by id, with sizes.
@@ -100,6 +110,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         if let Some(agent) = self.agent.take() {
             agent.publisher.abort();
+            agent.told.abort();
             agent.volumes.abort();
         }
     }
