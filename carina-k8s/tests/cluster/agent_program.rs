@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tonic::transport::Channel;
 
 use crate::api_server::ApiServer;
+use crate::server::Server;
 
 /// An agent over simulated disks in a folder of its own.
 pub struct Program {
@@ -30,7 +31,7 @@ pub fn free_address() -> String {
 }
 
 impl Program {
-    pub fn start(server: &ApiServer) -> Self {
+    pub fn start(server: &impl Server) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (http, metrics) = (free_address(), free_address());
         let path = |name: &str| folder.path().join(name).display().to_string();

@@ -12,6 +12,7 @@ use http::Method;
 use tokio::task::JoinSet;
 
 use crate::api_server::{ApiServer, Fault};
+use crate::server::{Server, on_both};
 use crate::sim_node::{Node, until};
 
 const LVS: &str = "carina.storage.io/logicvolumes";
@@ -23,7 +24,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    pub async fn start(server: &ApiServer) -> Self {
+    pub async fn start(server: &impl Server) -> Self {
         let Cluster { volumes, nodes, allocator, tasks } = follow(server.client(), Strategy::Spreadout);
         nodes.synced().await;
         let patience = Duration::from_secs(140);
@@ -33,7 +34,7 @@ impl Controller {
     }
 }
 
-fn ask(name: &str, gib: u64, nodes: &[&str]) -> VolumeRequest {
+pub fn ask(name: &str, gib: u64, nodes: &[&str]) -> VolumeRequest {
     let size = SizeRange::at_least(Bytes::gib(gib)).unwrap();
     VolumeRequest {
         nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
@@ -45,17 +46,17 @@ fn on_ssd(request: VolumeRequest) -> VolumeRequest {
     VolumeRequest { group: GroupSelector::Named(GroupName::ssd()), ..request }
 }
 
-async fn published(server: &ApiServer, nodes: &[&Node]) {
+pub async fn published(server: &impl Server, nodes: &[&Node]) {
     for node in nodes {
         until("the node is published", async || {
-            let nsr = server.object("carina.storage.io/nodestorageresources", &node.name)?;
+            let nsr = server.object("carina.storage.io/nodestorageresources", &node.name).await?;
             (nsr["status"]["groups"].as_array()?.len() == 2).then_some(())
         })
         .await;
     }
 }
 
-async fn three_nodes(server: &ApiServer) -> [Node; 3] {
+async fn three_nodes(server: &impl Server) -> [Node; 3] {
     let nodes =
         [Node::started(server, "n1").await, Node::started(server, "n2").await, Node::started(server, "n3").await];
     published(server, &nodes.iter().collect::<Vec<_>>()).await;
@@ -66,16 +67,23 @@ fn by_name<'a>(nodes: &'a [Node], volume: &Volume) -> &'a Node {
     nodes.iter().find(|node| Some(node.name.as_str()) == volume.node.as_deref()).unwrap()
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_volume_is_made_where_it_may_go_answered_alike_and_removed() {
-    let server = ApiServer::new();
-    let nodes = three_nodes(&server).await;
-    let controller = Controller::start(&server).await;
+on_both! {
+    a_volume_is_made_where_it_may_go_answered_alike_and_removed,
+    no_room_is_answered_when_nothing_is_left_and_the_volume_may_go_elsewhere_then,
+    two_calls_and_two_replicas_make_one_volume,
+    volumes_grow_and_a_growth_that_fails_says_why_each_time,
+    a_call_that_is_cut_leaves_nothing_that_the_next_one_does_not_finish,
+    a_volume_that_somebody_deleted_by_hand_is_not_removed_by_a_create,
+}
+
+async fn a_volume_is_made_where_it_may_go_answered_alike_and_removed(server: &impl Server) {
+    let nodes = three_nodes(server).await;
+    let controller = Controller::start(server).await;
     let request = ask("pvc-1", 10, &["n2", "n3"]);
     let made = controller.service.create(request.clone()).await.unwrap();
     assert_ne!(made.node.as_deref(), Some("n1"));
     assert_eq!(by_name(&nodes, &made).volumes().await, [("volume-pvc-1".to_owned(), Bytes::gib(10))]);
-    let restarted = Controller::start(&server).await;
+    let restarted = Controller::start(server).await;
     assert_eq!(restarted.service.create(request).await.unwrap(), made, "the same answer, also from another replica");
     let other = controller.service.create(ask("pvc-1", 20, &[])).await;
     assert!(matches!(other, Err(Error::AlreadyExists(_))), "{other:?}");
@@ -86,11 +94,9 @@ async fn a_volume_is_made_where_it_may_go_answered_alike_and_removed() {
     assert!(matches!(controller.service.get(&made.id).await, Err(Error::NotFound(_))));
 }
 
-#[tokio::test(start_paused = true)]
-async fn no_room_is_answered_when_nothing_is_left_and_the_volume_may_go_elsewhere_then() {
-    let server = ApiServer::new();
-    let nodes = three_nodes(&server).await;
-    let controller = Controller::start(&server).await;
+async fn no_room_is_answered_when_nothing_is_left_and_the_volume_may_go_elsewhere_then(server: &impl Server) {
+    let nodes = three_nodes(server).await;
+    let controller = Controller::start(server).await;
     // The node fills up behind the back of what it last published: the agent alone can know.
     let mut full = ask("pvc-1", 100, &["n1"]);
     full.group = GroupSelector::Named(GroupName::ssd());
@@ -98,7 +104,7 @@ async fn no_room_is_answered_when_nothing_is_left_and_the_volume_may_go_elsewher
     let refused = controller.service.create(full.clone()).await.unwrap_err();
     assert!(matches!(&refused, Error::NoCapacity(no) if no.available < Bytes::gib(100)), "{refused}");
     assert!(refused.to_string().contains("node n1"), "{refused}");
-    assert_eq!(server.object(LVS, "pvc-1"), None, "nothing is left");
+    assert_eq!(server.object(LVS, "pvc-1").await, None, "nothing is left");
     assert_eq!(nodes[0].volumes().await, []);
     // Scheduled again, to a node with room.
     let made = controller.service.create(VolumeRequest { nodes: vec!["n2".to_owned()], ..full }).await.unwrap();
@@ -125,11 +131,9 @@ async fn an_agent_that_is_silent_is_no_full_node_and_the_next_call_goes_on() {
     assert_eq!(nodes[0].volumes().await, []);
 }
 
-#[tokio::test(start_paused = true)]
-async fn two_calls_and_two_replicas_make_one_volume() {
-    let server = ApiServer::new();
-    let nodes = three_nodes(&server).await;
-    let (one, two) = (Controller::start(&server).await, Controller::start(&server).await);
+async fn two_calls_and_two_replicas_make_one_volume(server: &impl Server) {
+    let nodes = three_nodes(server).await;
+    let (one, two) = (Controller::start(server).await, Controller::start(server).await);
     let request = ask("pvc-1", 10, &[]);
     let (first, second, third) = tokio::join!(
         one.service.create(request.clone()),
@@ -145,11 +149,9 @@ async fn two_calls_and_two_replicas_make_one_volume() {
     assert_eq!(all, 1);
 }
 
-#[tokio::test(start_paused = true)]
-async fn volumes_grow_and_a_growth_that_fails_says_why_each_time() {
-    let server = ApiServer::new();
-    let nodes = three_nodes(&server).await;
-    let controller = Controller::start(&server).await;
+async fn volumes_grow_and_a_growth_that_fails_says_why_each_time(server: &impl Server) {
+    let nodes = three_nodes(server).await;
+    let controller = Controller::start(server).await;
     let made = controller.service.create(on_ssd(ask("pvc-1", 10, &["n1"]))).await.unwrap();
     let size = |gib| SizeRange::at_least(Bytes::gib(gib)).unwrap();
     let grown = controller.service.expand(&made.id, size(20)).await.unwrap();
@@ -164,11 +166,9 @@ async fn volumes_grow_and_a_growth_that_fails_says_why_each_time() {
     assert_eq!(nodes[0].volumes().await[0].1, Bytes::gib(30));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_call_that_is_cut_leaves_nothing_that_the_next_one_does_not_finish() {
-    let server = ApiServer::new();
-    let nodes = three_nodes(&server).await;
-    let controller = Controller::start(&server).await;
+async fn a_call_that_is_cut_leaves_nothing_that_the_next_one_does_not_finish(server: &impl Server) {
+    let nodes = three_nodes(server).await;
+    let controller = Controller::start(server).await;
     let request = ask("pvc-1", 10, &["n1"]);
     // Cut after ever more time: before, between and after each of its steps.
     for millis in 0..40 {
@@ -184,7 +184,7 @@ async fn a_call_that_is_cut_leaves_nothing_that_the_next_one_does_not_finish() {
         }
     }
     controller.service.delete(&made.id).await.unwrap();
-    assert_eq!(server.object(LVS, "pvc-1"), None);
+    assert_eq!(server.object(LVS, "pvc-1").await, None);
     assert_eq!(nodes[0].volumes().await, []);
 }
 
@@ -234,18 +234,16 @@ async fn faults_of_the_api_server_end_in_errors_that_are_not_final_or_not_at_all
     assert_eq!(nodes[0].volumes().await, []);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_volume_that_somebody_deleted_by_hand_is_not_removed_by_a_create() {
-    let server = ApiServer::new();
-    let nodes = three_nodes(&server).await;
-    let controller = Controller::start(&server).await;
+async fn a_volume_that_somebody_deleted_by_hand_is_not_removed_by_a_create(server: &impl Server) {
+    let nodes = three_nodes(server).await;
+    let controller = Controller::start(server).await;
     let request = ask("pvc-1", 10, &["n1"]);
     controller.service.create(request.clone()).await.unwrap();
     let api: kube::Api<carina_k8s::LogicVolume> = kube::Api::all(server.client());
     api.delete("pvc-1", &Default::default()).await.unwrap();
     until("the replica has seen it", async || controller.service.create(request.clone()).await.is_err().then_some(()))
         .await;
-    assert!(server.object(LVS, "pvc-1").unwrap()["metadata"]["annotations"][DELETE_STORAGE].is_null());
+    assert!(server.object(LVS, "pvc-1").await.unwrap()["metadata"]["annotations"][DELETE_STORAGE].is_null());
     assert_eq!(nodes[0].volumes().await.len(), 1);
 }
 

@@ -24,6 +24,7 @@ use tonic::transport::Endpoint;
 use crate::agent_program::{Program, free_address, get, soon};
 use crate::api_server::ApiServer;
 use crate::manifests;
+use crate::server::Server;
 use crate::sim_node::Node;
 
 const GIB: i64 = 1 << 30;
@@ -48,7 +49,7 @@ fn create(name: &str, gib: i64) -> CreateVolumeRequest {
 
 type Ended = tokio::task::JoinHandle<Result<(), String>>;
 
-fn start(server: &ApiServer, socket: &str, http: &str, metrics: &str) -> (oneshot::Sender<()>, Ended) {
+fn start(server: &impl Server, socket: &str, http: &str, metrics: &str) -> (oneshot::Sender<()>, Ended) {
     let arguments = ["carina-controller", "--csi-address", socket, "--http-addr", http, "--metrics-addr", metrics];
     let options = ControllerOptions::try_parse_from(arguments).unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -83,16 +84,28 @@ async fn an_idle_controller_asks_for_nothing_but_watches_and_leases() {
 async fn a_volume_lives_from_create_volume_to_delete_volume_within_the_roles() {
     let server = ApiServer::new();
     let (as_node, as_controller) = (server.as_user("node"), server.as_user("controller"));
-    let agent = Program::start(&as_node);
+    a_volume_lives(&server, &as_node, &as_controller).await;
+    for (user, account) in [(as_node, "csi-carina-node"), (as_controller, "carina-controller")] {
+        let allowed = manifests::allowed(account);
+        let asked = user.asked();
+        assert!(asked.len() > 5, "{asked:?}");
+        let beyond: BTreeSet<_> = asked.difference(&allowed).collect();
+        assert!(beyond.is_empty(), "{account} asks for what no role of its own allows: {beyond:?}");
+    }
+}
+
+/// From CreateVolume to DeleteVolume, the agent and the controller being these users.
+pub async fn a_volume_lives(server: &impl Server, as_node: &impl Server, as_controller: &impl Server) {
+    let agent = Program::start(as_node);
     soon("the node is published", async || {
-        let nsr = server.object("carina.storage.io/nodestorageresources", "n1")?;
+        let nsr = server.object("carina.storage.io/nodestorageresources", "n1").await?;
         (nsr["status"]["groups"].as_array()?.len() == 2).then_some(())
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("csi.sock").display().to_string();
     let (http, metrics) = (free_address(), free_address());
-    let (stop, ended) = start(&as_controller, &socket, &http, &metrics);
+    let (stop, ended) = start(as_controller, &socket, &http, &metrics);
     let channel = soon("the CSI socket answers", async || {
         Endpoint::try_from(format!("unix://{socket}")).unwrap().connect().await.ok()
     })
@@ -114,7 +127,7 @@ async fn a_volume_lives_from_create_volume_to_delete_volume_within_the_roles() {
     let made = csi.create_volume(create("pvc-1", 10)).await.unwrap().into_inner().volume.unwrap();
     assert_eq!((made.volume_id.as_str(), made.capacity_bytes), ("volume-pvc-1", 10 * GIB));
     assert_eq!(made.accessible_topology, [place]);
-    let object = server.object("carina.storage.io/logicvolumes", "pvc-1").unwrap();
+    let object = server.object("carina.storage.io/logicvolumes", "pvc-1").await.unwrap();
     assert_eq!((&object["spec"]["pvc"], &object["spec"]["nameSpace"]), (&"data".into(), &"db".into()));
     let full = csi.create_volume(create("pvc-2", 1000)).await.unwrap_err();
     assert_eq!(full.code(), Code::ResourceExhausted, "{full}");
@@ -135,25 +148,18 @@ async fn a_volume_lives_from_create_volume_to_delete_volume_within_the_roles() {
     let sample = format!("carina_volume_volume_total_bytes{{volume=\"volume-pvc-1\",node=\"n1\"}} {}\n", 20 * GIB);
     assert!(figures.contains(&sample), "{figures}");
     let map =
-        soon("the ConfigMap is written", async || server.object("configmaps", "kube-system/carina-node-storage")).await;
+        soon("the ConfigMap is written", async || server.object("configmaps", "kube-system/carina-node-storage").await)
+            .await;
     let map = json(map["data"]["node"].as_str().unwrap());
     assert_eq!(map[0]["nodeName"], "n1");
     assert_eq!(map[0]["capacity.carina.storage.io/carina-vg-ssd"], "160", "a string");
 
     let gone = DeleteVolumeRequest { volume_id: made.volume_id, ..DeleteVolumeRequest::default() };
     csi.delete_volume(gone).await.unwrap();
-    assert_eq!(server.object("carina.storage.io/logicvolumes", "pvc-1"), None);
+    assert_eq!(server.object("carina.storage.io/logicvolumes", "pvc-1").await, None);
     assert_eq!(get(&http, "/readyz").await.map(|(code, _)| code), Some(200));
     drop(csi);
     stop.send(()).unwrap();
     ended.await.unwrap().unwrap();
     agent.stop().await;
-
-    for (user, account) in [(as_node, "csi-carina-node"), (as_controller, "carina-controller")] {
-        let allowed = manifests::allowed(account);
-        let asked = user.asked();
-        assert!(asked.len() > 5, "{asked:?}");
-        let beyond: BTreeSet<_> = asked.difference(&allowed).collect();
-        assert!(beyond.is_empty(), "{account} asks for what no role of its own allows: {beyond:?}");
-    }
 }

@@ -9,6 +9,7 @@ use http::Method;
 use tokio::task::JoinHandle;
 
 use crate::api_server::{ApiServer, Fault};
+use crate::server::Server;
 
 /// Leads while it lives, counted.
 struct Leading(Arc<AtomicUsize>);
@@ -19,7 +20,7 @@ impl Drop for Leading {
     }
 }
 
-fn candidate(server: &ApiServer, name: &str, leaders: &Arc<AtomicUsize>) -> JoinHandle<()> {
+fn candidate(server: &impl Server, name: &str, leaders: &Arc<AtomicUsize>) -> JoinHandle<()> {
     let candidate = Candidate::new(server.client(), "kube-system", "carina-controller", name);
     let leaders = Arc::clone(leaders);
     tokio::spawn(candidate.run(move || {
@@ -32,26 +33,30 @@ fn candidate(server: &ApiServer, name: &str, leaders: &Arc<AtomicUsize>) -> Join
     }))
 }
 
-fn holder(server: &ApiServer) -> String {
-    let lease = server.object("coordination.k8s.io/leases", "kube-system/carina-controller").unwrap();
+async fn holder(server: &impl Server) -> String {
+    let lease = server.object("coordination.k8s.io/leases", "kube-system/carina-controller").await.unwrap();
     lease["spec"]["holderIdentity"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test(start_paused = true)]
 async fn there_is_one_leader_and_another_when_it_dies() {
-    let server = ApiServer::new();
+    another_leads_when_the_leader_dies(&ApiServer::new(), 100).await;
+}
+
+/// Two candidates, of whom one leads through these seconds, and then the other.
+pub async fn another_leads_when_the_leader_dies(server: &impl Server, seconds: u64) {
     let leaders = Arc::new(AtomicUsize::new(0));
-    let (one, two) = (candidate(&server, "one", &leaders), candidate(&server, "two", &leaders));
-    for _ in 0..100 {
+    let (one, two) = (candidate(server, "one", &leaders), candidate(server, "two", &leaders));
+    for _ in 0..seconds {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(leaders.load(Ordering::SeqCst), 1);
     }
-    let first = holder(&server);
+    let first = holder(server).await;
     let (dies, lives) = if first == "one" { (one, two) } else { (two, one) };
     dies.abort();
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(leaders.load(Ordering::SeqCst), 1);
-    assert_ne!(holder(&server), first);
+    assert_ne!(holder(server).await, first);
     lives.abort();
 }
 

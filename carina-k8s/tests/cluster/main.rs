@@ -1,13 +1,16 @@
-//! The agent and the controller against an API server in the test process, on simulated disks, in
-//! simulated time.
+//! The agent and the controller on simulated disks: against an API server in the test process, in simulated
+//! time, and against a real kube-apiserver where `KUBEBUILDER_ASSETS` names a folder that has one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod agent_program;
 mod api_server;
+mod control_plane;
 mod controller;
 mod controller_program;
 mod election;
 mod events;
 mod manifests;
 mod node_agent;
+mod real_server;
+mod server;
 mod sim_node;

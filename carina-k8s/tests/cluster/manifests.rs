@@ -11,7 +11,7 @@ use clap::Parser;
 use serde_json::Value;
 
 /// Every object in the YAML files of a folder.
-fn objects(folder: &str) -> Vec<Value> {
+pub fn objects(folder: &str) -> Vec<Value> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder);
     let mut objects = Vec::new();
     for entry in std::fs::read_dir(&folder).unwrap() {

@@ -5,16 +5,17 @@ use std::time::Duration;
 use carina_core::sim::{Fault as DiskFault, SimOperation};
 use carina_core::{Bytes, GroupName, SizeRange, VolumeRequest};
 use carina_k8s::condition::condition;
-use carina_k8s::logic_volume::{DELETE_STORAGE, FINALIZER};
+use carina_k8s::logic_volume::{DELETE_STORAGE, FINALIZER, REQUESTED_AT};
 use carina_k8s::{LogicVolume, NodeStorageResource};
 use http::Method;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::api_server::{ApiServer, Fault};
+use crate::server::{Server, on_both};
 use crate::sim_node::{Node, until};
 
-fn api(server: &ApiServer) -> Api<LogicVolume> {
+fn api(server: &impl Server) -> Api<LogicVolume> {
     Api::all(server.client())
 }
 
@@ -23,23 +24,23 @@ fn object(name: &str, gib: u64) -> LogicVolume {
     LogicVolume::for_request(&VolumeRequest::new(name.parse().unwrap(), size), "n1", &GroupName::ssd())
 }
 
-async fn create(server: &ApiServer, name: &str, gib: u64) -> LogicVolume {
+async fn create(server: &impl Server, name: &str, gib: u64) -> LogicVolume {
     api(server).create(&PostParams::default(), &object(name, gib)).await.unwrap()
 }
 
-async fn get(server: &ApiServer, name: &str) -> Option<LogicVolume> {
-    let value = server.object("carina.storage.io/logicvolumes", name)?;
+async fn get(server: &impl Server, name: &str) -> Option<LogicVolume> {
+    let value = server.object("carina.storage.io/logicvolumes", name).await?;
     Some(serde_json::from_value(value).unwrap())
 }
 
-async fn until_word(server: &ApiServer, name: &str, word: &str) -> LogicVolume {
+async fn until_word(server: &impl Server, name: &str, word: &str) -> LogicVolume {
     until(&format!("{name} is {word}"), async || {
         get(server, name).await.filter(|lv| lv.status.as_ref().is_some_and(|s| s.status.as_deref() == Some(word)))
     })
     .await
 }
 
-async fn until_reason(server: &ApiServer, name: &str, about: &str, reason: &str) -> String {
+async fn until_reason(server: &impl Server, name: &str, about: &str, reason: &str) -> String {
     until(&format!("{name}: {about} because of {reason}"), async || {
         let lv = get(server, name).await?;
         let found = condition(&lv.status.as_ref()?.conditions, about)?.clone();
@@ -48,83 +49,89 @@ async fn until_reason(server: &ApiServer, name: &str, about: &str, reason: &str)
     .await
 }
 
-async fn patch(server: &ApiServer, name: &str, patch: serde_json::Value) {
+async fn patch(server: &impl Server, name: &str, patch: serde_json::Value) {
     api(server).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
 }
 
-async fn delete(server: &ApiServer, name: &str) {
+async fn delete(server: &impl Server, name: &str) {
     api(server).delete(name, &DeleteParams::default()).await.unwrap();
 }
 
-async fn mark(server: &ApiServer, object: &LogicVolume) {
+async fn mark(server: &impl Server, object: &LogicVolume) {
     let mark = json!({"metadata": {"annotations": {DELETE_STORAGE: object.metadata.uid}}});
     patch(server, object.metadata.name.as_deref().unwrap(), mark).await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_logic_volume_becomes_a_volume_grows_and_goes() {
-    let server = ApiServer::new();
-    let node = Node::started(&server, "n1").await;
-    let asked = create(&server, "pvc-1", 10).await;
-    let made = until_word(&server, "pvc-1", "Success").await;
+on_both! {
+    a_logic_volume_becomes_a_volume_grows_and_goes,
+    a_deletion_without_the_mark_keeps_the_volume_and_says_so,
+    a_logic_volume_that_was_deleted_with_its_crd_is_made_again_over_its_volume,
+    what_cannot_be_made_says_why,
+    a_volume_that_is_gone_is_never_made_anew,
+}
+
+async fn a_logic_volume_becomes_a_volume_grows_and_goes(server: &impl Server) {
+    let node = Node::started(server, "n1").await;
+    let asked = create(server, "pvc-1", 10).await;
+    let made = until_word(server, "pvc-1", "Success").await;
     let status = made.status.unwrap();
     assert_eq!(status.volume_id.as_deref(), Some("volume-pvc-1"));
     assert_eq!(status.current_size.unwrap().bytes(), Ok(Bytes::gib(10)));
     assert_eq!(node.volumes().await, [("volume-pvc-1".to_owned(), Bytes::gib(10))]);
 
-    patch(&server, "pvc-1", json!({"spec": {"size": "20Gi"}})).await;
+    patch(server, "pvc-1", json!({"spec": {"size": "20Gi"}})).await;
     until("it has grown", async || (node.volumes().await[0].1 == Bytes::gib(20)).then_some(())).await;
     until("the status says so", async || {
-        let size = get(&server, "pvc-1").await?.status?.current_size?;
+        let size = get(server, "pvc-1").await?.status?.current_size?;
         (size.bytes() == Ok(Bytes::gib(20))).then_some(())
     })
     .await;
 
-    mark(&server, &asked).await;
-    delete(&server, "pvc-1").await;
-    until("the object is gone", async || get(&server, "pvc-1").await.is_none().then_some(())).await;
+    mark(server, &asked).await;
+    delete(server, "pvc-1").await;
+    until("the object is gone", async || get(server, "pvc-1").await.is_none().then_some(())).await;
     assert_eq!(node.volumes().await, []);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_deletion_without_the_mark_keeps_the_volume_and_says_so() {
-    let server = ApiServer::new();
-    let node = Node::started(&server, "n1").await;
-    let asked = create(&server, "pvc-1", 10).await;
-    until_word(&server, "pvc-1", "Success").await;
-    delete(&server, "pvc-1").await;
-    let message = until_reason(&server, "pvc-1", "Deleted", "NotMarked").await;
+async fn a_deletion_without_the_mark_keeps_the_volume_and_says_so(server: &impl Server) {
+    let node = Node::started(server, "n1").await;
+    let asked = create(server, "pvc-1", 10).await;
+    until_word(server, "pvc-1", "Success").await;
+    delete(server, "pvc-1").await;
+    let message = until_reason(server, "pvc-1", "Deleted", "NotMarked").await;
     assert!(message.contains("kept with its data"), "{message}");
     assert_eq!(node.volumes().await.len(), 1);
     // The mark of another object, as a restored backup would carry it, changes nothing.
-    patch(&server, "pvc-1", json!({"metadata": {"annotations": {DELETE_STORAGE: "uid-of-another"}}})).await;
-    tokio::time::sleep(Duration::from_secs(120)).await;
+    let marked = json!({DELETE_STORAGE: "uid-of-another", REQUESTED_AT: "now"});
+    patch(server, "pvc-1", json!({"metadata": {"annotations": marked}})).await;
+    until("the node has looked", async || {
+        (get(server, "pvc-1").await?.status?.observed_request.as_deref() == Some("now")).then_some(())
+    })
+    .await;
     assert_eq!(node.volumes().await.len(), 1);
-    mark(&server, &asked).await;
-    until("the object is gone", async || get(&server, "pvc-1").await.is_none().then_some(())).await;
+    mark(server, &asked).await;
+    until("the object is gone", async || get(server, "pvc-1").await.is_none().then_some(())).await;
     assert_eq!(node.volumes().await, []);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_logic_volume_that_was_deleted_with_its_crd_is_made_again_over_its_volume() {
-    let server = ApiServer::new();
-    let node = Node::started(&server, "n1").await;
-    create(&server, "pvc-1", 10).await;
-    until_word(&server, "pvc-1", "Success").await;
+async fn a_logic_volume_that_was_deleted_with_its_crd_is_made_again_over_its_volume(server: &impl Server) {
+    let node = Node::started(server, "n1").await;
+    create(server, "pvc-1", 10).await;
+    until_word(server, "pvc-1", "Success").await;
     // What the deletion of the CRD ends in when somebody forces it: the finalizer off, the object gone.
-    patch(&server, "pvc-1", json!({"metadata": {"finalizers": null}})).await;
+    patch(server, "pvc-1", json!({"metadata": {"finalizers": null}})).await;
     until("the finalizer is put back", async || {
-        get(&server, "pvc-1")
+        get(server, "pvc-1")
             .await
             .filter(|lv| lv.metadata.finalizers.as_ref().is_some_and(|f| f.contains(&FINALIZER.to_owned())))
     })
     .await;
-    delete(&server, "pvc-1").await;
-    patch(&server, "pvc-1", json!({"metadata": {"finalizers": null}})).await;
-    until("the object is gone", async || get(&server, "pvc-1").await.is_none().then_some(())).await;
+    delete(server, "pvc-1").await;
+    patch(server, "pvc-1", json!({"metadata": {"finalizers": null}})).await;
+    until("the object is gone", async || get(server, "pvc-1").await.is_none().then_some(())).await;
     assert_eq!(node.volumes().await.len(), 1, "no data went with it");
-    create(&server, "pvc-1", 10).await;
-    until_word(&server, "pvc-1", "Success").await;
+    create(server, "pvc-1", 10).await;
+    until_word(server, "pvc-1", "Success").await;
     assert_eq!(node.volumes().await.len(), 1);
 }
 
@@ -160,33 +167,29 @@ async fn edits_that_cannot_be_are_conditions_that_name_the_field_and_the_remedy(
     assert_eq!(node.volumes().await, [("volume-pvc-1".to_owned(), Bytes::gib(10))]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_cannot_be_made_says_why() {
-    let server = ApiServer::new();
-    let node = Node::started(&server, "n1").await;
-    create(&server, "too-large", 1000).await;
-    let message = until_reason(&server, "too-large", "Ready", "NoCapacity").await;
+async fn what_cannot_be_made_says_why(server: &impl Server) {
+    let node = Node::started(server, "n1").await;
+    create(server, "too-large", 1000).await;
+    let message = until_reason(server, "too-large", "Ready", "NoCapacity").await;
     assert!(message.contains("1000 GiB") && message.contains("150 GiB"), "{message}");
     let mut nowhere = object("nowhere", 1);
     nowhere.spec.device_group = "carina-vg-nvme".to_owned();
-    api(&server).create(&PostParams::default(), &nowhere).await.unwrap();
-    let message = until_reason(&server, "nowhere", "Ready", "NoCapacity").await;
+    api(server).create(&PostParams::default(), &nowhere).await.unwrap();
+    let message = until_reason(server, "nowhere", "Ready", "NoCapacity").await;
     assert!(message.contains("spec.deviceGroup") && message.contains("carina-vg-hdd, carina-vg-ssd"), "{message}");
     assert_eq!(node.volumes().await, []);
-    assert_eq!(until_word(&server, "too-large", "Failed").await.status.unwrap().code, Some(8));
+    assert_eq!(until_word(server, "too-large", "Failed").await.status.unwrap().code, Some(8));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_volume_that_is_gone_is_never_made_anew() {
-    let server = ApiServer::new();
-    let mut node = Node::started(&server, "n1").await;
-    create(&server, "pvc-1", 10).await;
-    until_word(&server, "pvc-1", "Success").await;
+async fn a_volume_that_is_gone_is_never_made_anew(server: &impl Server) {
+    let mut node = Node::started(server, "n1").await;
+    create(server, "pvc-1", 10).await;
+    until_word(server, "pvc-1", "Success").await;
     node.stop().await;
-    let empty = Node::new(&server, "n1").await;
+    let empty = Node::new(server, "n1").await;
     node.disks = std::sync::Arc::clone(&empty.disks);
     node.start().await;
-    let message = until_reason(&server, "pvc-1", "Ready", "VolumeMissing").await;
+    let message = until_reason(server, "pvc-1", "Ready", "VolumeMissing").await;
     assert!(message.contains("not made anew"), "{message}");
     assert_eq!(node.volumes().await, []);
 }

@@ -12,13 +12,13 @@ use carina_k8s::node::{Publisher, Volumes, tell};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::api_server::ApiServer;
+use crate::server::Server;
 
 /// A node: its disks, and its agent while one runs.
 pub struct Node {
     pub name: String,
     pub disks: Arc<SimNode>,
-    server: ApiServer,
+    client: kube::Client,
     agent: Option<Agent>,
 }
 
@@ -32,7 +32,7 @@ struct Agent {
 
 impl Node {
     /// A node with a group of SSDs of 160 GiB and one of HDDs of 400 GiB, its agent not started.
-    pub async fn new(server: &ApiServer, name: &str) -> Self {
+    pub async fn new(server: &impl Server, name: &str) -> Self {
         let disks = Arc::new(SimNode::new([
             SimDisk::bare("sdb", Bytes::gib(80), Medium::Ssd),
             SimDisk::bare("sdc", Bytes::gib(80), Medium::Ssd),
@@ -45,11 +45,11 @@ impl Node {
             let step = PlanStep::CreateGroup { group, volume_type: VolumeType::Lvm, medium, disks };
             backend.apply(&step).await.unwrap();
         }
-        Self { name: name.to_owned(), disks, server: server.clone(), agent: None }
+        Self { name: name.to_owned(), disks, client: server.client(), agent: None }
     }
 
     /// The same with its agent started.
-    pub async fn started(server: &ApiServer, name: &str) -> Self {
+    pub async fn started(server: &impl Server, name: &str) -> Self {
         let mut node = Self::new(server, name).await;
         node.start().await;
         node
@@ -58,7 +58,7 @@ impl Node {
     pub async fn start(&mut self) {
         let backend: Arc<dyn VolumeBackend> = Arc::new(SimBackend::new(Arc::clone(&self.disks)));
         let (engine, recovery) = Engine::start(vec![backend], Arc::new(MostRoom), Retry::default()).await.unwrap();
-        let (client, changed) = (self.server.client(), Arc::new(Notify::new()));
+        let (client, changed) = (self.client.clone(), Arc::new(Notify::new()));
         let events = Recorder::new(client.clone(), "carina-node", &self.name);
         let publisher =
             Publisher::new(client.clone(), &self.name, engine.clone(), recovery, events.clone(), Arc::clone(&changed));
