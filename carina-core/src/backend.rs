@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 
 use crate::{
-    DeviceGroup, Disk, Error, FormatRecord, GroupName, Holding, PlanStep, Result, SizeRange, Volume, VolumeId,
-    VolumeName, VolumeRequest, VolumeType,
+    Adoption, DeviceGroup, Disk, Error, Foreign, FormatRecord, GroupName, Holding, PlanStep, Result, SizeRange, Volume,
+    VolumeId, VolumeName, VolumeRequest, VolumeType, Zeroing,
 };
 
 /// What a backend can do beyond the life of a volume. What isn't declared is not asked of it.
@@ -119,10 +119,25 @@ pub trait VolumeBackend: Send + Sync + 'static {
         Ok(true)
     }
 
-    /// What it still does after the call that began it has returned (zeroing the blocks of a deleted
-    /// volume), with how far it is, in words. It may be cut at any moment, and goes on after
-    /// [`VolumeBackend::recover`].
-    async fn background(&self) -> Result<Vec<String>> {
+    /// What it still does after the call that began it has returned, with how far it is. It may be cut at
+    /// any moment, and goes on after [`VolumeBackend::recover`].
+    async fn background(&self) -> Result<Vec<Zeroing>> {
         Ok(Vec::new())
+    }
+
+    /// What looks as if the Go Carina had made it and isn't Carina's, as the last look at the disks found
+    /// it. Nothing is done to it but by [`VolumeBackend::adopt`].
+    async fn foreign(&self) -> Result<Vec<Foreign>> {
+        Ok(Vec::new())
+    }
+
+    /// Makes a volume of the Go Carina one of ours: writes the tag that says so, and the record. It is never
+    /// formatted afterwards. One that is ours already is answered with.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is nothing of that name in that group, [`Error::Precondition`] if what
+    /// is there is not what the claim says (its size, its kind, another's group); nothing was changed then.
+    async fn adopt(&self, claim: &Adoption) -> Result<Volume> {
+        Err(Error::NotFound(format!("{claim}: there is no such volume of the Go Carina on this node")))
     }
 }

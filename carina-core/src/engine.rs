@@ -13,9 +13,9 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::{
-    Bytes, Capabilities, DeviceGroup, Disk, Error, Event, FormatRecord, GroupName, GroupSelector, Holding, Placement,
-    PlanStep, Recovery, Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest,
-    VolumeService, VolumeType,
+    Adoption, Bytes, Capabilities, DeviceGroup, Disk, Error, Event, Foreign, FormatRecord, GroupName, GroupSelector,
+    Holding, Placement, PlanStep, Recovery, Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName,
+    VolumeRequest, VolumeService, VolumeType, Zeroing,
 };
 use events::Bus;
 pub use events::Events;
@@ -94,11 +94,11 @@ impl Engine {
         self.inner.operations.idle().await;
     }
 
-    /// What is still done in the background, with how far it is, in words.
+    /// What is still done in the background, with how far it is.
     ///
     /// # Errors
     /// What a backend failed with.
-    pub async fn background(&self) -> Result<Vec<String>> {
+    pub async fn background(&self) -> Result<Vec<Zeroing>> {
         let mut work = Vec::new();
         for backend in &self.inner.backends {
             work.extend(backend.background().await?);
@@ -132,6 +132,35 @@ impl Engine {
     /// What a backend failed with.
     pub async fn groups(&self) -> Result<Vec<DeviceGroup>> {
         self.inner.groups().await
+    }
+
+    /// What the Go Carina left on this node that nothing has claimed; ordered by place and name.
+    ///
+    /// # Errors
+    /// What a backend failed with.
+    pub async fn foreign(&self) -> Result<Vec<Foreign>> {
+        let mut foreign = Vec::new();
+        for backend in &self.inner.backends {
+            foreign.extend(backend.foreign().await?);
+        }
+        foreign.sort_by(|a, b| (&a.place, &a.name).cmp(&(&b.place, &b.name)));
+        Ok(foreign)
+    }
+
+    /// Adopts a volume of the Go Carina, in its group's queue.
+    ///
+    /// # Errors
+    /// As [`VolumeBackend::adopt`]; [`Error::Busy`] if something is in flight for that volume.
+    pub async fn adopt(&self, claim: Adoption) -> Result<Volume> {
+        let (inner, key) = (Arc::clone(&self.inner), claim.name.to_string());
+        let operation = Operation::Adopt(Box::new(claim.clone()));
+        let work = async move {
+            let backend = inner.backend(claim.volume_type)?;
+            let volume = inner.in_turn(&claim.group, &claim.to_string(), || backend.adopt(&claim)).await?;
+            tracing::info!(id = %volume.id, group = %volume.group, size = %volume.size, "adopted from the Go Carina");
+            Ok(volume)
+        };
+        self.inner.operations.run(&key, operation, work).await
     }
 
     /// Takes one step of a disk plan, in its group's queue.

@@ -5,6 +5,8 @@
 //! the seams ([`VolumeBackend`], [`VolumeService`], [`Placement`], [`exec::CommandRunner`]) and the
 //! [`Engine`] between them; `sim` adds simulated disks and a simulated backend.
 
+mod adopt;
+mod background;
 mod bytes;
 mod class;
 pub mod config;
@@ -37,6 +39,8 @@ mod service;
 #[cfg(feature = "sim")]
 pub mod sim;
 
+pub use adopt::{Adoption, Foreign, ForeignKind, PARTITION_PREFIX};
+pub use background::Zeroing;
 pub use bytes::{Bytes, ParseBytesError};
 pub use class::ClassParameters;
 pub use config::{Config, DiskSelector, GroupRule, Strategy};

@@ -26,7 +26,7 @@ impl Gauge {
     }
 }
 
-/// The four documented metrics, without samples.
+/// The four documented metrics and what goes on in the background, without samples.
 #[derive(Debug, Clone)]
 pub struct Figures {
     /// `carina_devicegroup_vg_free_bytes`.
@@ -37,6 +37,8 @@ pub struct Figures {
     pub volume_total: Gauge,
     /// `carina_volume_volume_used_bytes`.
     pub volume_used: Gauge,
+    /// `carina_devicegroup_zeroing_bytes`.
+    pub zeroing: Gauge,
 }
 
 impl Default for Figures {
@@ -49,6 +51,10 @@ impl Default for Figures {
                 "carina_volume_volume_used_bytes",
                 "Bytes in use of a volume, as the storage counts.",
             ),
+            zeroing: Gauge::new(
+                "carina_devicegroup_zeroing_bytes",
+                "Bytes of deleted volumes that are yet to be zeroed before their space is offered again.",
+            ),
         }
     }
 }
@@ -57,7 +63,7 @@ impl Figures {
     /// As text.
     #[must_use]
     pub fn text(&self) -> String {
-        [&self.free, &self.total, &self.volume_total, &self.volume_used].into_iter().map(text).collect()
+        [&self.free, &self.total, &self.volume_total, &self.volume_used, &self.zeroing].into_iter().map(text).collect()
     }
 }
 

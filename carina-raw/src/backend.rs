@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carina_core::{
-    Bytes, Capabilities, DeviceGroup, Disk, DiskKind, Error, FormatRecord, GroupName, Health, Holding, Medium,
-    PARTITION_ALIGNMENT, PlanStep, PlannedDisk, RawDisk, Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId,
-    VolumeName, VolumeRequest, VolumeType, best_fit, smallest_whole,
+    Bytes, Capabilities, DeviceGroup, Disk, DiskKind, Error, Foreign, ForeignKind, FormatRecord, GroupName, Health,
+    Holding, Medium, PARTITION_ALIGNMENT, PlanStep, PlannedDisk, RawDisk, Recovery, Result, SizeRange, Volume,
+    VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType, Zeroing, best_fit, smallest_whole,
 };
 use tokio::sync::Mutex as Turn;
 use tokio::time::timeout;
@@ -35,6 +35,8 @@ const SMALLEST_DISK: Bytes = Bytes::mib(4);
 pub struct RawBackend {
     source: Arc<dyn DiskSource>,
     members: RwLock<BTreeMap<Guid, Arc<Member>>>,
+    /// What the last scan found that the Go Carina may have made.
+    foreign: RwLock<Vec<Foreign>>,
     scanning: Turn<()>,
     /// Whether there has been a scan.
     scanned: AtomicBool,
@@ -60,6 +62,7 @@ impl RawBackend {
         Self {
             source,
             members: RwLock::default(),
+            foreign: RwLock::default(),
             scanning: Turn::default(),
             scanned: AtomicBool::new(false),
             owner: AtomicBool::new(false),
@@ -127,10 +130,14 @@ impl RawBackend {
             .cloned()
             .collect();
         let mut found: BTreeMap<Guid, Vec<Arc<Member>>> = BTreeMap::new();
+        let mut foreign = Vec::new();
         for disk in candidates {
             match self.look(&disk).await {
                 Ok(Look::NotOurs) => {}
-                Ok(Look::GoCarina(partitions)) => recovery.for_a_person.push(look_alikes(&disk, &partitions)),
+                Ok(Look::GoCarina(partitions)) => {
+                    recovery.for_a_person.push(look_alikes(&disk, &partitions));
+                    foreign.extend(partitions.into_iter().map(|partition| foreign_on(&disk.name, partition)));
+                }
                 Ok(Look::Unreadable(why)) => recovery.for_a_person.push(format!(
                     "disk {}: Carina's record on it can't be read ({why}); nothing is written to it",
                     disk.name
@@ -182,6 +189,11 @@ impl RawBackend {
                 disk.used = disk.size;
             }
         }
+        for member in self.members() {
+            let alike = member.view().contents.look_alikes();
+            foreign.extend(alike.into_iter().map(|partition| foreign_on(&member.name, partition)));
+        }
+        *self.foreign.write().unwrap_or_else(PoisonError::into_inner) = foreign;
         self.scanned.store(true, Ordering::Relaxed);
         Ok(disks)
     }
@@ -350,6 +362,10 @@ fn look_alikes(disk: &Disk, partitions: &[Partition]) -> String {
         if partitions.len() == 1 { "a partition" } else { "partitions" },
         names.join(", ")
     )
+}
+
+fn foreign_on(disk: &str, partition: Partition) -> Foreign {
+    Foreign { name: partition.name, kind: ForeignKind::Partition, place: disk.to_owned(), size: partition.size }
 }
 
 /// The id of a volume here: the plain one where it is within what CSI lets an id have.
@@ -548,12 +564,21 @@ impl VolumeBackend for RawBackend {
         member.with_disk(&format!("see whether {id} is in use"), move |disk| disk.in_use(&asked)).await
     }
 
-    async fn background(&self) -> Result<Vec<String>> {
+    async fn foreign(&self) -> Result<Vec<Foreign>> {
+        self.known().await?;
+        Ok(self.foreign.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    async fn background(&self) -> Result<Vec<Zeroing>> {
         let mut work = Vec::new();
         for member in self.known().await? {
-            let wipes = member.view().contents.wipes();
-            work.extend(wipes.iter().map(|job| {
-                format!("zeroing the blocks of {} on {}: {} of {}", job.id, member.name, job.done, job.size)
+            let view = member.view();
+            work.extend(view.contents.wipes().into_iter().map(|job| Zeroing {
+                volume: job.id,
+                group: view.contents.record.group.clone(),
+                disk: Some(member.name.clone()),
+                done: job.done,
+                size: job.size,
             }));
         }
         Ok(work)

@@ -14,15 +14,15 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use carina_core::{
-    Bytes, Error, FormatRecord, GroupName, Health, Medium, NoCapacity, PARTITION_ALIGNMENT, RawDisk, Result, SizeRange,
-    VolumeId, VolumeName, Wipe,
+    Bytes, Error, FormatRecord, GroupName, Health, Medium, NoCapacity, PARTITION_ALIGNMENT, PARTITION_PREFIX, RawDisk,
+    Result, SizeRange, VolumeId, VolumeName, Wipe,
 };
 
 use crate::device::{Device, KernelPartition};
 use crate::guid::Guid;
 use crate::record::{self, Change, DiskRecord, Found, Looked, VolumeRecord};
 use crate::settle::{Settled, mismatch, reconcile, settle};
-use crate::table::{Copies, NAME_PREFIX, NAME_UNITS, Partition, Region, Table};
+use crate::table::{Copies, NAME_UNITS, Partition, Region, Table};
 
 /// How long another program may hold the disk's lock; those that look at a table hold it for moments.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -143,6 +143,13 @@ impl Contents {
             Some(WipeJob { id, partition, start: volume.start, size: volume.size, done })
         };
         self.record.volumes.iter().filter_map(job).collect()
+    }
+
+    /// The partitions that the Go Carina may have made, and that aren't ours.
+    #[must_use]
+    pub fn look_alikes(&self) -> Vec<Partition> {
+        let partitions = self.table.as_ref().map(Table::partitions).unwrap_or_default();
+        partitions.into_iter().filter(Partition::looks_like_go_carina).collect()
     }
 
     /// The disk as allocation sees it, under this name.
@@ -726,14 +733,14 @@ fn behind(table: &Table, partition: &Partition) -> String {
 /// What a volume's partition is called: as the Go Carina names it, by what follows the last hyphen of the
 /// volume's name; where that has no room, by the beginning of its hash.
 fn partition_name(name: &VolumeName) -> String {
-    let room = NAME_UNITS - NAME_PREFIX.len();
+    let room = NAME_UNITS - PARTITION_PREFIX.len();
     let last = name.as_str().rsplit('-').next().unwrap_or_default();
     if !last.is_empty() && last.encode_utf16().count() <= room {
-        return format!("{NAME_PREFIX}{last}");
+        return format!("{PARTITION_PREFIX}{last}");
     }
     let hashed = VolumeId::hashed(name);
     let short: String = hashed.suffix().unwrap_or_default().chars().take(room).collect();
-    format!("{NAME_PREFIX}{short}")
+    format!("{PARTITION_PREFIX}{short}")
 }
 
 #[cfg(test)]

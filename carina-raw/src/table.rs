@@ -7,7 +7,7 @@
 use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use carina_core::{Bytes, Gap, MAX_PARTITIONS, PARTITION_ALIGNMENT};
+use carina_core::{Bytes, Gap, MAX_PARTITIONS, PARTITION_ALIGNMENT, PARTITION_PREFIX};
 use gptman::{GPTHeader, GPTPartitionEntry};
 
 use crate::guid::Guid;
@@ -15,8 +15,6 @@ use crate::guid::Guid;
 /// The type of our partitions. Nothing else uses it, and no boot loader or auto-mounter knows it.
 pub const VOLUME_TYPE: Guid =
     Guid([0xBD, 0xDF, 0x93, 0x2F, 0xF6, 0x58, 0x71, 0x45, 0xA5, 0x08, 0x20, 0x77, 0xEE, 0x69, 0xFA, 0x3A]);
-/// What the names of Carina's partitions begin with, the Go Carina's included.
-pub const NAME_PREFIX: &str = "carina.io/";
 /// How many UTF-16 units a partition's name has room for.
 pub const NAME_UNITS: usize = 36;
 /// The size of one entry, as everybody writes them.
@@ -97,7 +95,7 @@ impl Partition {
     /// Whether the Go Carina may have made it: a Linux partition with a name of Carina's.
     #[must_use]
     pub fn looks_like_go_carina(&self) -> bool {
-        self.kind != VOLUME_TYPE && self.name.starts_with(NAME_PREFIX)
+        self.kind != VOLUME_TYPE && self.name.starts_with(PARTITION_PREFIX)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
-use crate::{Error, Result, SizeRange, VolumeRequest};
+use crate::{Adoption, Error, Result, SizeRange, VolumeRequest};
 
 /// How many errors are kept for callers that had gone away; the oldest go first.
 const KEPT_ERRORS: usize = 4096;
@@ -19,6 +19,7 @@ pub(super) enum Operation {
     Delete,
     Format,
     Quarantine(Option<u64>),
+    Adopt(Box<Adoption>),
 }
 
 impl Operation {
@@ -29,6 +30,7 @@ impl Operation {
             Self::Delete => "delete",
             Self::Format => "format",
             Self::Quarantine(_) => "quarantine",
+            Self::Adopt(_) => "adopt",
         }
     }
 }

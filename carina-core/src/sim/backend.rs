@@ -11,11 +11,12 @@ use async_trait::async_trait;
 
 use super::fault::{Fault, SimOperation};
 use super::loop_device;
-use super::node::{SimNode, SimVolume, State};
+use super::node::{EXTENT, SimNode, SimVolume, State};
 use crate::exec::CommandRunner;
 use crate::{
-    BackendFailure, Bytes, Capabilities, DeviceGroup, Disk, Error, FormatRecord, GroupName, Holding, PlanStep,
-    PoolShape, Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType,
+    Adoption, BackendFailure, Bytes, Capabilities, DeviceGroup, Disk, Error, Foreign, FormatRecord, GroupName, Holding,
+    Medium, PlanStep, PoolShape, Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName,
+    VolumeRequest, VolumeType,
 };
 
 /// How long a hanging operation hangs before its deadline ends it.
@@ -381,6 +382,48 @@ impl VolumeBackend for SimBackend {
             Some((file, runner)) => loop_device::detach(runner, &file).await,
             None => Ok(()),
         }
+    }
+
+    async fn foreign(&self) -> Result<Vec<Foreign>> {
+        Ok(self.alive("list what isn't ours")?.foreign.clone())
+    }
+
+    async fn adopt(&self, claim: &Adoption) -> Result<Volume> {
+        let what = claim.to_string();
+        let id = VolumeId::plain(&claim.name);
+        let mut state = self.alive(&what)?;
+        if let Some(volume) = state.volumes.get(&id).and_then(|there| state.volume(there)) {
+            drop(state);
+            return Ok(self.with_device(volume));
+        }
+        let is_it = |foreign: &Foreign| foreign.is_called(&claim.name) && foreign.place == claim.group.as_str();
+        let there = state.foreign.iter().find(|foreign| is_it(foreign)).cloned();
+        let there = there.ok_or_else(|| Error::NotFound(format!("{what}: it is not on the simulated disks")))?;
+        if there.size != claim.size {
+            return Err(Error::Precondition(format!("{what}: it has {}; nothing was changed", there.size)));
+        }
+        if state.group(&claim.group).is_none() {
+            state.claim(&[], &claim.group, Medium::Hdd)?;
+        }
+        state.foreign.retain(|foreign| *foreign != there);
+        let shape = PoolShape::for_volume(there.size, None);
+        let volume = SimVolume {
+            id: id.clone(),
+            name: claim.name.clone(),
+            group: claim.group.clone(),
+            shape,
+            pool: there.size,
+            metadata: shape.metadata(there.size, EXTENT).unwrap_or_default(),
+            size: Some(there.size),
+            formatted: Some(FormatRecord::Block),
+            cluster: self.cluster.clone(),
+            quarantined: None,
+            places: BTreeMap::new(),
+        };
+        state.put(volume.clone())?;
+        let volume = state.volume(&volume).ok_or_else(|| not_found(&id))?;
+        drop(state);
+        Ok(self.with_device(volume))
     }
 
     async fn record_format(&self, id: &VolumeId, record: FormatRecord) -> Result<()> {

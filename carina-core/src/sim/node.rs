@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::{Fault, Script, SimOperation};
 use crate::{
-    Bytes, DEFAULT_RESERVE, DeviceGroup, Disk, Error, FormatRecord, GroupName, Health, Medium, PoolFigures, PoolShape,
-    Result, Signature, Volume, VolumeId, VolumeName, VolumeType,
+    Bytes, DEFAULT_RESERVE, DeviceGroup, Disk, Error, Foreign, FormatRecord, GroupName, Health, Medium, PoolFigures,
+    PoolShape, Result, Signature, Volume, VolumeId, VolumeName, VolumeType,
 };
 
 /// The unit of allocation of simulated groups, as LVM's.
@@ -133,6 +133,8 @@ struct Hardware {
 pub(super) struct State {
     hardware: Hardware,
     pub(super) volumes: BTreeMap<VolumeId, SimVolume>,
+    /// What the Go Carina left.
+    pub(super) foreign: Vec<Foreign>,
     pub(super) script: Script,
     pub(super) latency: Duration,
     folder: Option<PathBuf>,
@@ -231,6 +233,11 @@ impl SimNode {
         let mut state = self.lock();
         state.hardware.reserve = reserve;
         state.save_hardware()
+    }
+
+    /// Leaves something on the disks that the Go Carina made.
+    pub fn put_foreign(&self, foreign: Foreign) {
+        self.lock().foreign.push(foreign);
     }
 
     /// A disk drops out; its group fails until it returns.

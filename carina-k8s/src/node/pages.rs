@@ -5,7 +5,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use carina_core::{Engine, Error, VolumeService};
+use carina_core::{Bytes, Engine, Error, VolumeService, VolumeType, Zeroing};
 
 use super::verdict::device_numbers;
 use crate::exposition::{self, Figures};
@@ -48,7 +48,16 @@ pub fn router(engine: Engine, node: String, ready: Ready) -> (Router, Router) {
 
 async fn figures(engine: &Engine, node: &str) -> Result<Figures, Error> {
     let mut figures = Figures::default();
+    let zeroing = engine.background().await?;
     for group in engine.groups().await? {
+        // A group of partitions by disk, and one whose volumes may be on several disks as a whole.
+        let disks = if group.volume_type == VolumeType::Raw { group.disks.clone() } else { vec![String::new()] };
+        for disk in disks {
+            let here = |work: &&Zeroing| work.group == group.name && work.disk.as_deref().unwrap_or("") == disk;
+            let left: Bytes = zeroing.iter().filter(here).map(Zeroing::left).sum();
+            let labels = vec![("device_group", group.name.to_string()), ("disk", disk), ("node", node.to_owned())];
+            figures.zeroing.add(labels, left.get());
+        }
         let labels = || vec![("device_group", group.name.to_string()), ("node", node.to_owned())];
         figures.free.add(labels(), group.free.get());
         figures.total.add(labels(), group.size.get());

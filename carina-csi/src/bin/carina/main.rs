@@ -1,5 +1,6 @@
 //! The `carina` command: a person's door to the library on one machine.
 
+mod adopt;
 mod client;
 mod completion;
 mod demo;
@@ -46,6 +47,7 @@ enum Command {
     Ls(volumes::List),
     Expand(volumes::Expand),
     Rm(volumes::Remove),
+    Adopt(adopt::Adopt),
     Sim(sim::Sim),
     Completion(completion::Completion),
 }
@@ -84,6 +86,7 @@ fn run(command: Command, options: &Options) -> Result<(), Failure> {
             Command::Ls(list) => list.run(options).await,
             Command::Expand(expand) => expand.run(options).await,
             Command::Rm(remove) => remove.run(options).await,
+            Command::Adopt(adopt) => adopt.run(options).await,
             Command::Sim(sim) => sim.run(options),
             Command::Completion(completion) => completion.run(),
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use carina_core::exec::{CommandRunner, ProcessRunner};
 use carina_core::sim::{SimBackend, SimNode};
-use carina_core::{DeviceGroup, Disk, Engine, Placement, Recovery, Retry, Volume, VolumeBackend};
+use carina_core::{DeviceGroup, Disk, Engine, Foreign, Placement, Recovery, Retry, Volume, VolumeBackend, Zeroing};
 use carina_csi::{LinuxMounter, MemoryMounter, Mounter};
 use carina_lvm::{LvmBackend, LvmConfig};
 use carina_raw::{HostDisks, RawBackend};
@@ -82,6 +82,24 @@ impl Node {
             groups.extend(backend.groups().await?);
         }
         Ok(groups)
+    }
+
+    /// What is still done in the background on this machine, by whichever process.
+    pub async fn background(&self) -> Result<Vec<Zeroing>, Failure> {
+        let mut work = Vec::new();
+        for backend in &self.backends {
+            work.extend(backend.background().await?);
+        }
+        Ok(work)
+    }
+
+    /// What the Go Carina left on this machine.
+    pub async fn foreign(&self) -> Result<Vec<Foreign>, Failure> {
+        let mut foreign = Vec::new();
+        for backend in &self.backends {
+            foreign.extend(backend.foreign().await?);
+        }
+        Ok(foreign)
     }
 
     /// The volumes of this machine.

@@ -10,6 +10,7 @@ use carina_csi::proto::{self, list_volumes_response::Entry};
 use clap::Args;
 use serde::Serialize;
 
+use crate::adopt;
 use crate::client::{self, Client};
 use crate::failure::{Class, Failure};
 use crate::grouping;
@@ -61,8 +62,11 @@ pub struct Create {
 #[derive(Debug, Args)]
 pub struct List {
     /// List the groups with their room instead: read from the disks, never through a server
-    #[arg(long)]
+    #[arg(long, conflicts_with = "foreign")]
     groups: bool,
+    /// List what the Go Carina left here and nobody has adopted instead, likewise
+    #[arg(long)]
+    foreign: bool,
     #[command(flatten)]
     through: Through,
 }
@@ -101,10 +105,10 @@ pub struct Which {
 
 /// A volume, as far as the way it is looked at can tell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Row {
-    id: VolumeId,
+pub struct Row {
+    pub id: VolumeId,
     name: Option<VolumeName>,
-    size: Bytes,
+    pub size: Bytes,
     group: Option<GroupName>,
     contents: Option<FormatRecord>,
     device: Option<std::path::PathBuf>,
@@ -259,8 +263,17 @@ impl List {
     /// Lists volumes or groups. Nothing is changed, so it works beside a server too.
     pub async fn run(&self, options: &Options) -> Result<(), Failure> {
         if self.groups {
-            let groups = Node::look(options)?.groups().await?;
-            return output::show(options.output, groups.as_slice(), group_table);
+            let node = Node::look(options)?;
+            let groups = node.groups().await?;
+            let work = node.background().await?;
+            return output::show(options.output, groups.as_slice(), |groups| {
+                let table = std::iter::once(group_table(groups));
+                table.chain(work.iter().map(ToString::to_string)).collect::<Vec<_>>().join("\n")
+            });
+        }
+        if self.foreign {
+            let foreign = Node::look(options)?.foreign().await?;
+            return output::show(options.output, foreign.as_slice(), adopt::table);
         }
         let rows = match self.through.endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()) {
             Some(endpoint) => rows(&Client::connect(endpoint).await?).await?,
