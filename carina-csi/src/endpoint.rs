@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use carina_core::{Error, Result};
 use nix::fcntl::{Flock, FlockArg};
+use tokio_stream::wrappers::UnixListenerStream;
 
 /// The longest path of a unix socket: `sun_path` has 108 bytes, the last of them zero (unix(7)).
 const PATH_LIMIT: usize = 107;
@@ -123,17 +124,39 @@ pub struct Listener {
     pub(crate) socket: Socket,
 }
 
+impl Listener {
+    /// The connections as they come in, for a server of another kind, and the socket's file.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] if the runtime can't take the socket.
+    pub fn into_parts(self) -> Result<(UnixListenerStream, Socket)> {
+        let Self { listener, socket } = self;
+        let listener = tokio::net::UnixListener::from_std(listener)
+            .map_err(|error| Error::io("listen on the socket", &socket.path, &error))?;
+        Ok((UnixListenerStream::new(listener), socket))
+    }
+}
+
 /// The socket's file; goes when this goes, unless it is somebody else's by then.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub struct Socket {
     path: PathBuf,
     file: (u64, u64),
 }
 
+impl Socket {
+    /// Whether the file is still there, and still this socket's.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.file)
+    }
+}
+
 impl Drop for Socket {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.file);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
+        if self.is_there()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
             tracing::warn!(socket = %self.path.display(), %error, "the socket was not removed");
         }
     }

@@ -20,7 +20,7 @@ mod server;
 mod status;
 mod topology;
 
-pub use endpoint::{Endpoint, Listener};
+pub use endpoint::{Endpoint, Listener, Socket};
 pub use identity::DRIVER_NAME;
 pub use mounter::{
     Contents, DeviceNumber, FsUsage, LinuxMounter, MemoryMounter, MountEntry, MountOptions, MountedKind, Mounter,

@@ -3,6 +3,7 @@
 pub mod agent;
 mod decide;
 mod grouping;
+pub mod kubelet;
 mod labels;
 mod pages;
 mod report;

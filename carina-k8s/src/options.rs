@@ -1,7 +1,7 @@
 //! The flags and variables of the binaries.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use carina_core::Error;
@@ -36,6 +36,17 @@ pub struct NodeOptions {
     /// Where simulated disks are kept.
     #[arg(long, default_value = "/var/lib/carina/sim")]
     pub sim_dir: PathBuf,
+    /// The socket by which kubelet learns of the driver, in kubelet's plugins_registry; `none` if a
+    /// node-driver-registrar beside it does that.
+    #[arg(long, default_value = "/var/lib/kubelet/plugins_registry/carina.storage.io-reg.sock")]
+    pub registration_socket: KubeletPath,
+    /// The CSI socket as kubelet sees it, if that is another path than --csi-address.
+    #[arg(long)]
+    pub kubelet_registration_path: Option<PathBuf>,
+    /// The folder of kubelet.sock, where the GiB of each group and raw disk are registered as resources of
+    /// the node (device plugins); `none` if the node is not to show them.
+    #[arg(long, default_value = "/var/lib/kubelet/device-plugins")]
+    pub device_plugins: KubeletPath,
     /// The id of this cluster, written beside each volume; volumes of another cluster are left alone.
     #[arg(long, env = "CLUSTER_ID")]
     pub cluster_id: Option<String>,
@@ -81,6 +92,30 @@ pub enum BackendKind {
     Sim,
 }
 
+/// A path of kubelet's, or `none`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubeletPath(Option<PathBuf>);
+
+impl KubeletPath {
+    /// The path, unless there is none.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.0.as_deref()
+    }
+}
+
+impl FromStr for KubeletPath {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "none" => Ok(Self(None)),
+            path if path.starts_with('/') => Ok(Self(Some(path.into()))),
+            _ => Err(Error::InvalidArgument(format!("\"{text}\" is no absolute path; write one, or none"))),
+        }
+    }
+}
+
 /// An address to listen on: `host:port`, or `:port` for every address of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address(pub SocketAddr);
@@ -115,6 +150,16 @@ mod tests {
                 assert!(argument.get_help().is_some(), "--{}", argument.get_id());
             }
         }
+    }
+
+    #[test]
+    fn what_kubelet_is_told_can_be_turned_off() {
+        let parse =
+            |flags: &[&str]| NodeOptions::try_parse_from(["carina-node", "--node-name", "n1"].iter().chain(flags));
+        assert!(parse(&[]).unwrap().device_plugins.path().is_some());
+        let off = parse(&["--device-plugins", "none", "--registration-socket", "none"]).unwrap();
+        assert_eq!((off.device_plugins.path(), off.registration_socket.path()), (None, None));
+        assert!(parse(&["--device-plugins", "false"]).is_err());
     }
 
     #[test]

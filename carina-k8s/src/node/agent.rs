@@ -11,7 +11,7 @@ use kube::Client;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::{Publisher, Volumes, grouping, labels, pages, storage, telling};
+use super::{Publisher, Volumes, grouping, kubelet, labels, pages, storage, telling};
 use crate::event::Recorder;
 use crate::options::NodeOptions;
 use crate::{settings, web};
@@ -64,6 +64,7 @@ pub async fn run(
     let events = Recorder::new(client.clone(), "carina-node", &node);
     let publisher =
         Publisher::new(client.clone(), &node, engine.clone(), recovery, events.clone(), Arc::clone(&changed));
+    kubelet::keep_told(&options, &publisher.seen(), &mut tasks)?;
     tasks.spawn(publisher.run());
     let told = telling::tell(engine.clone(), client.clone(), node.clone(), events.clone(), Arc::clone(&changed));
     tasks.spawn(told);

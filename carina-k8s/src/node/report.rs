@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, Resource};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::telling;
 use crate::condition::{Finding, conditions};
@@ -35,6 +35,7 @@ pub struct Publisher {
     nodes: Api<Node>,
     events: Recorder,
     changed: Arc<Notify>,
+    seen: watch::Sender<NodeStorageStatus>,
 }
 
 impl Publisher {
@@ -49,7 +50,14 @@ impl Publisher {
         changed: Arc<Notify>,
     ) -> Self {
         let (api, nodes) = (Api::all(client.clone()), Api::all(client));
-        Self { node: node.into(), engine, recovery, api, nodes, events, changed }
+        let seen = watch::Sender::default();
+        Self { node: node.into(), engine, recovery, api, nodes, events, changed, seen }
+    }
+
+    /// What the node was last seen to have, whether or not it could be published; nothing at first.
+    #[must_use]
+    pub fn seen(&self) -> watch::Receiver<NodeStorageStatus> {
+        self.seen.subscribe()
     }
 
     /// Publishes until it is dropped. The object is left as it is then: a restart of the agent changes
@@ -77,6 +85,11 @@ impl Publisher {
 
     async fn publish(&self, published: &mut Option<NodeStorageResource>) -> Result<(), PublishError> {
         let status = self.status().await?;
+        self.seen.send_if_modified(|there| {
+            let changed = *there != status;
+            there.clone_from(&status);
+            changed
+        });
         if published.is_none() {
             *published = Some(match self.api.get_opt(&self.node).await? {
                 Some(object) => object,

@@ -44,6 +44,8 @@ impl Program {
             ("--config", path("config.json")),
             ("--backend", "sim".to_owned()),
             ("--sim-dir", path("sim")),
+            ("--registration-socket", path("plugins_registry/carina.storage.io-reg.sock")),
+            ("--device-plugins", path("device-plugins")),
         ];
         let arguments = arguments.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
         let options = NodeOptions::try_parse_from(std::iter::once("carina-node".to_owned()).chain(arguments)).unwrap();
@@ -55,8 +57,13 @@ impl Program {
         Self { folder, http, metrics, stop, ended }
     }
 
+    /// A path in its folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
     fn socket(&self) -> PathBuf {
-        self.folder.path().join("csi.sock")
+        self.path("csi.sock")
     }
 
     async fn channel(&self) -> Channel {

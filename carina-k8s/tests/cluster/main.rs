@@ -9,6 +9,7 @@ mod controller;
 mod controller_program;
 mod election;
 mod events;
+mod kubelet;
 mod manifests;
 mod node_agent;
 mod real_server;

@@ -166,11 +166,18 @@ fn the_sidecars_find_the_sockets_and_wait_longer_than_the_controller() {
     assert_eq!(driver["spec"]["storageCapacity"] == true, provisioner["enable-capacity"] == "true");
 
     let node = object("DaemonSet", "csi-carina-node");
-    let registrar = flags(container(&node, "node-driver-registrar"));
-    assert_eq!(registrar["csi-address"], flags(container(&node, "csi-carina-node"))["csi-address"]);
+    let agent = flags(container(&node, "csi-carina-node"));
     let volumes = node["spec"]["template"]["spec"]["volumes"].as_array().unwrap();
     let folder = |name: &str| volumes.iter().find(|v| v["name"] == name).unwrap()["hostPath"]["path"].as_str().unwrap();
-    assert_eq!(registrar["kubelet-registration-path"], format!("{}/csi.sock", folder("plugin")));
+    assert_eq!(agent["kubelet-registration-path"], format!("{}/csi.sock", folder("plugin")));
+    // Kubelet's own folder is where it is on the host, and mounts made in it are seen there.
+    let mounts = container(&node, "csi-carina-node")["volumeMounts"].as_array().unwrap();
+    let kubelet = mounts.iter().find(|mount| mount["name"] == "kubelet").unwrap();
+    assert_eq!(kubelet["mountPath"].as_str().unwrap(), folder("kubelet"));
+    assert_eq!(kubelet["mountPropagation"], "Bidirectional");
+    for path in ["registration-socket", "device-plugins"] {
+        assert!(agent[path].starts_with(folder("kubelet")), "{path}");
+    }
 }
 
 #[test]
