@@ -10,5 +10,6 @@ mod service;
 
 pub use allocator::Allocator;
 pub use election::Candidate;
-pub use mirror::{Change, Mirror};
+pub(crate) use mirror::version;
+pub use mirror::{Change, Mirror, key};
 pub use service::ClusterVolumes;

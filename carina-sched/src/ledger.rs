@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use carina_core::{Strategy, VolumeName};
+use carina_core::{Bytes, GroupName, GroupSelector, Strategy, VolumeCost, VolumeName, VolumeType};
 use serde::{Deserialize, Serialize};
 
 use crate::index::Index;
-use crate::place::{PlaceError, Placed};
+use crate::place::{PlaceError, Placed, PlacedClaim};
 use crate::report::{NodeReport, Warning};
-use crate::request::{PodId, PodRequest};
+use crate::request::{Claim, PodId, PodRequest};
 use crate::score::Scorer;
 use crate::tie;
 use crate::view::{ClusterView, Hold};
@@ -78,7 +78,7 @@ pub struct Ledger {
     view: ClusterView,
     index: Index,
     strategy: Strategy,
-    scorer: Scorer,
+    pub(crate) scorer: Scorer,
     pods: HashMap<PodId, Reservation>,
     deadlines: BTreeSet<(Duration, PodId)>,
     by_node: HashMap<String, BTreeSet<PodId>>,
@@ -210,6 +210,23 @@ impl Ledger {
         })
     }
 
+    /// How many pods hold space that nobody has confirmed: those whose place isn't known yet.
+    #[must_use]
+    pub fn unconfirmed(&self) -> usize {
+        self.deadlines.len()
+    }
+
+    /// The pod will go to one of these nodes: what is held for it elsewhere is free.
+    pub fn narrow(&mut self, pod: &PodId, nodes: &BTreeSet<&str>) {
+        let Some(reservation) = self.pods.get_mut(pod) else { return };
+        let places = std::mem::take(&mut reservation.places);
+        let (kept, given_up): (Vec<_>, Vec<_>) = places.into_iter().partition(|p| nodes.contains(p.node.as_str()));
+        reservation.places = kept;
+        for place in given_up {
+            self.leave(&place.node, pod);
+        }
+    }
+
     /// The scheduler chose this node for the pod: what is held for it elsewhere is free.
     ///
     /// # Errors
@@ -251,6 +268,75 @@ impl Ledger {
         ended
     }
 
+    /// A volume is being made on this node, in this group where that is known: its space is held for the
+    /// volume itself from now on, until a report names it or [`Ledger::release`] is called with
+    /// [`PodId::of_volume`]. If a pod held it, the pod's choice is made with it, and what it holds there for
+    /// its other claims is confirmed. Nobody is asked whether there is room: the decision was made elsewhere.
+    pub fn assign(&mut self, claim: &Claim, node: &str, group: Option<&GroupName>) -> Vec<Warning> {
+        let own = PodId::of_volume(&claim.volume);
+        let held = match self.by_volume.get(&claim.volume).filter(|by| **by != own).cloned() {
+            Some(pod) => self.hand_over(&pod, &claim.volume, node),
+            None => None,
+        };
+        if self.view.includes(node, &claim.volume) {
+            self.take_out(&own);
+            return Vec::new();
+        }
+        let same = self.pods.get(&own).is_some_and(|there| {
+            let placed = there.places.first().map(|place| (place.node.as_str(), place.claims.first()));
+            placed.is_some_and(|(at, placed)| {
+                at == node && placed.is_some_and(|placed| group.is_none_or(|group| placed.group == *group))
+            }) && there.request.claims.first() == Some(claim)
+        });
+        if same {
+            return Vec::new();
+        }
+        self.take_out(&own);
+        let held = held.filter(|held| group.is_none_or(|group| held.group == *group));
+        let Some(placed) = held.or_else(|| self.expected(claim, node, group)) else { return Vec::new() };
+        let mut request = PodRequest::new(own.clone(), vec![claim.clone()]);
+        request.node = Some(node.to_owned());
+        let places = vec![Placed { node: node.to_owned(), claims: vec![placed] }];
+        self.put_in(own, Reservation { request, places, until: None, settled: BTreeSet::new() })
+    }
+
+    /// Holds a pod's space on a node that was chosen without a hold there, and confirms it; room or not.
+    pub fn insist(&mut self, request: &PodRequest, node: &str) -> Vec<Warning> {
+        let pod = &request.pod;
+        let mut there = request.clone();
+        there.node = Some(node.to_owned());
+        if self.reserve(&there, Duration::MAX).is_ok() {
+            self.confirm(pod);
+            return Vec::new();
+        }
+        self.take_out(pod);
+        let mut claims = Vec::with_capacity(request.claims.len());
+        for claim in &request.claims {
+            if self.by_volume.get(&claim.volume).is_none_or(|by| by == pod) {
+                claims.extend(self.expected(claim, node, None));
+            }
+        }
+        let places = vec![Placed { node: node.to_owned(), claims }];
+        let kept = Reservation { request: there, places, until: None, settled: BTreeSet::new() };
+        let warnings = self.put_in(pod.clone(), kept);
+        self.forget_if_done(pod);
+        warnings
+    }
+
+    /// A node found less room in a group than its last report says: believed until its next one.
+    pub fn found_less(&mut self, node: &str, group: &GroupName, left: Bytes) {
+        if let Some(index) = self.view.index(node) {
+            self.view.limit(index, group, left);
+            self.reindex(node);
+        }
+    }
+
+    /// Who holds the space of a volume.
+    #[must_use]
+    pub fn holder(&self, volume: &VolumeName) -> Option<&PodId> {
+        self.by_volume.get(volume)
+    }
+
     /// What a pod holds.
     #[must_use]
     pub fn reservation(&self, pod: &PodId) -> Option<&Reservation> {
@@ -285,8 +371,49 @@ impl Ledger {
         Some(placed)
     }
 
+    /// Takes a claim out of what a pod holds, whose choice is this node; what it held for it there.
+    fn hand_over(&mut self, pod: &PodId, volume: &VolumeName, node: &str) -> Option<PlacedClaim> {
+        let mut reservation = self.take_out(pod)?;
+        reservation.places.retain(|place| place.node == node);
+        reservation.request.claims.retain(|claim| claim.volume != *volume);
+        let mut held = None;
+        for place in &mut reservation.places {
+            if let Some(at) = place.claims.iter().position(|claim| claim.volume == *volume) {
+                held = Some(place.claims.remove(at));
+            }
+        }
+        reservation.places.retain(|place| !place.claims.is_empty());
+        if !reservation.places.is_empty() {
+            reservation.until = None;
+            self.put_in(pod.clone(), reservation);
+        }
+        held
+    }
+
+    /// Where a claim most probably goes on a node that it was sent to.
+    fn expected(&mut self, claim: &Claim, node: &str, group: Option<&GroupName>) -> Option<PlacedClaim> {
+        let mut claim = claim.clone();
+        let named = match group {
+            Some(group) => {
+                claim.group = GroupSelector::Named(group.clone());
+                Some(group.clone())
+            }
+            None => None,
+        };
+        let mut alone = PodRequest::new(PodId::of_volume(&claim.volume), vec![claim.clone()]);
+        alone.node = Some(node.to_owned());
+        if let Ok(placed) = self.place(&alone) {
+            return placed.claims.into_iter().next();
+        }
+        let group = named.or_else(|| self.view.roomiest(node, &claim))?;
+        let extent = self.view.group(node, &group).map(|group| group.extent).unwrap_or_default();
+        let cost = VolumeCost::new(claim.size, claim.may_grow_to, extent)?;
+        let metadata = if claim.volume_type == VolumeType::Lvm { cost.metadata } else { Bytes::ZERO };
+        Some(PlacedClaim { volume: claim.volume, group, size: cost.size, metadata, spot: None })
+    }
+
     /// Gives up what a pod holds and takes what `place` finds, or leaves everything as it was.
-    fn replace(
+    pub(crate) fn replace(
         &mut self,
         request: &PodRequest,
         until: Duration,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use carina_core::{Bytes, GroupName};
+use carina_core::{Bytes, GroupName, VolumeName};
 use serde::Serialize;
 
 use crate::request::PodId;
@@ -66,6 +66,18 @@ pub enum Reason {
         /// All gaps together.
         left: Bytes,
     },
+    /// The pod would fit if other pods, whose node isn't known yet, all went elsewhere.
+    BeingScheduled {
+        /// They.
+        pods: Vec<PodId>,
+    },
+    /// Another pod that isn't placed yet holds space for one of the same volumes.
+    SharedClaim {
+        /// The volume.
+        volume: VolumeName,
+        /// The other pod.
+        by: PodId,
+    },
     /// Each claim alone has a group, and there is no way to place them all.
     Together {
         /// How many claims there are.
@@ -114,6 +126,8 @@ impl Reason {
             Self::Together { held_by, .. } if held_by.is_empty() => "not enough local storage",
             Self::NoRoom(_) | Self::Together { .. } => "not enough local storage beside what other pods hold",
             Self::NoDisk { .. } => "no raw disk has the room",
+            Self::BeingScheduled { .. } => "local storage is held by pods being scheduled",
+            Self::SharedClaim { .. } => "claim is being placed for another pod",
         }
     }
 
@@ -126,6 +140,7 @@ impl Reason {
                 !no_room.reserved.is_zero() && need <= no_room.left
             }
             Self::Together { held_by, .. } => !held_by.is_empty(),
+            Self::BeingScheduled { .. } => true,
             _ => false,
         }
     }
@@ -153,6 +168,13 @@ impl fmt::Display for Reason {
             Self::NoDisk { group, asked, exclusive, largest, left } => {
                 let kind = if *exclusive { " with an exclusive disk" } else { "" };
                 write!(f, "asked {asked} of {group}{kind}, its gaps are {left} in all, the largest {largest}")
+            }
+            Self::BeingScheduled { pods } => {
+                f.write_str("the space is held until it is known where the scheduler sends")?;
+                write_names(f, pods)
+            }
+            Self::SharedClaim { volume, by } => {
+                write!(f, "volume {volume} is being placed for pod {by}; both go where that one goes")
             }
             Self::Together { claims, asked, left, held_by } => {
                 write!(f, "asked {asked} in {claims} claims, {left} left in their groups, but not for all together")?;

@@ -19,6 +19,14 @@ pub const MAX_FIGURE: Bytes = Bytes(1 << 62);
 #[serde(transparent)]
 pub struct PodId(pub String);
 
+impl PodId {
+    /// Who holds the space of a volume that is being made, whatever pod it is for.
+    #[must_use]
+    pub fn of_volume(volume: &VolumeName) -> Self {
+        Self(format!("volume/{volume}"))
+    }
+}
+
 impl fmt::Display for PodId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)

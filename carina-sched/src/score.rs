@@ -33,7 +33,7 @@ pub struct Scores<'a> {
 }
 
 /// How good a node is, from 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Score {
     points: u32,
     claims: u32,

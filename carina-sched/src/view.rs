@@ -9,7 +9,7 @@ use crate::column::{Column, GroupKey, Row};
 use crate::packing::FreeDisk;
 use crate::paged::Paged;
 use crate::report::{NodeReport, Warning};
-use crate::request::{MAX_FIGURE, PodId};
+use crate::request::{Claim, MAX_FIGURE, PodId};
 use crate::tie;
 
 /// Space that is held for one claim, until the node's report includes its volume.
@@ -185,6 +185,28 @@ impl ClusterView {
         warnings
     }
 
+    /// Makes a group take no volume larger than this, whatever its figures say.
+    pub(crate) fn limit(&mut self, index: usize, group: &GroupName, left: Bytes) {
+        let Some(mut node) = self.node(index).cloned() else { return };
+        for group in node.groups.iter_mut().filter(|g| g.figures.name == *group) {
+            let figures = Arc::make_mut(&mut group.figures);
+            figures.free = figures.free.min(left.saturating_add(REALLY_FREE));
+            for gap in figures.raw_disks.iter_mut().flat_map(|disk| &mut disk.gaps) {
+                gap.size = gap.size.min(left);
+            }
+        }
+        let holds = Arc::clone(&node.holds);
+        self.put(index, Some(node));
+        self.set_holds(index, &holds);
+    }
+
+    /// The group of a node with the most left among those that a claim may go to.
+    pub(crate) fn roomiest(&self, node: &str, claim: &Claim) -> Option<GroupName> {
+        let node = self.node(self.index(node)?)?;
+        let may = node.groups.iter().filter(|group| group.figures.matches(claim.volume_type, &claim.group));
+        may.max_by_key(|group| group.row.available()).map(|group| group.figures.name.clone())
+    }
+
     /// The node left the cluster. Whether it was there.
     pub fn remove(&mut self, node: &str) -> bool {
         let Some(index) = self.index(node) else { return false };
@@ -293,6 +315,20 @@ impl GroupKey {
                 GroupSelector::Medium(medium) => self.medium == *medium,
                 GroupSelector::Named(name) => self.name == *name,
             }
+    }
+}
+
+impl Node {
+    /// The node as it would be if only these holds were there.
+    pub(crate) fn held_by(&self, keep: impl Fn(&PodId) -> bool) -> Self {
+        let holds: Arc<[Hold]> = self.holds.iter().filter(|hold| keep(&hold.pod)).cloned().collect();
+        let mut node = self.clone();
+        for group in &mut node.groups {
+            let extent = group.row.extent;
+            group.reckon(node.ready, extent, &holds);
+        }
+        node.holds = holds;
+        node
     }
 }
 

@@ -10,8 +10,8 @@ use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 
-/// What is known of the objects of a kind, by name. What our own writes answered is known at once; the
-/// watch brings the rest.
+/// What is known of the objects of a kind, by their [`key`]. What our own writes answered is known at once;
+/// the watch brings the rest. Their managed fields are left out: nobody reads them.
 pub struct Mirror<K> {
     objects: Mutex<HashMap<String, Arc<K>>>,
     /// Who waits for an object, by its name.
@@ -19,6 +19,17 @@ pub struct Mirror<K> {
     /// Counts the changes.
     changes: watch::Sender<u64>,
     synced: watch::Sender<bool>,
+    /// Which objects are of use; the others are let go as they come.
+    wanted: fn(&K) -> bool,
+}
+
+/// The name of an object; `namespace/name` where the kind has namespaces.
+#[must_use]
+pub fn key<K: Resource>(object: &K) -> String {
+    match object.namespace() {
+        Some(namespace) => format!("{namespace}/{}", object.name_any()),
+        None => object.name_any(),
+    }
 }
 
 /// A change of a mirror.
@@ -36,6 +47,7 @@ impl<K> Default for Mirror<K> {
             waiting: Mutex::default(),
             changes: watch::Sender::new(0),
             synced: watch::Sender::new(false),
+            wanted: |_| true,
         }
     }
 }
@@ -44,7 +56,13 @@ impl<K> Mirror<K>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    /// The object of this name.
+    /// A mirror of some objects of a kind.
+    #[must_use]
+    pub fn of(wanted: fn(&K) -> bool) -> Self {
+        Self { wanted, ..Self::default() }
+    }
+
+    /// The object of this name (`namespace/name` where the kind has namespaces).
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<K>> {
         self.lock().get(name).cloned()
@@ -96,8 +114,14 @@ where
         let mut listed: Option<HashMap<String, ()>> = None;
         while let Some(event) = events.next().await {
             match event {
-                Ok(watcher::Event::Apply(object)) => {
-                    if self.insert(&Arc::new(object.clone())) {
+                Ok(watcher::Event::Apply(mut object)) => {
+                    object.managed_fields_mut().clear();
+                    if !(self.wanted)(&object) {
+                        // It may have been of use until now.
+                        if self.remove(&object) {
+                            on_change(Change::Gone(&object));
+                        }
+                    } else if self.insert(&Arc::new(object.clone())) {
                         on_change(Change::Is(&object));
                     }
                 }
@@ -107,9 +131,13 @@ where
                     }
                 }
                 Ok(watcher::Event::Init) => listed = Some(HashMap::new()),
-                Ok(watcher::Event::InitApply(object)) => {
+                Ok(watcher::Event::InitApply(mut object)) => {
+                    object.managed_fields_mut().clear();
+                    if !(self.wanted)(&object) {
+                        continue;
+                    }
                     if let Some(listed) = &mut listed {
-                        listed.insert(object.name_any(), ());
+                        listed.insert(key(&object), ());
                     }
                     if self.insert(&Arc::new(object.clone())) {
                         on_change(Change::Is(&object));
@@ -119,7 +147,7 @@ where
                     // What was there and isn't listed went while nobody watched. An object that we wrote
                     // after the list was made is asked for again by whoever misses it.
                     let listed = listed.take().unwrap_or_default();
-                    for object in self.all().iter().filter(|object| !listed.contains_key(&object.name_any())) {
+                    for object in self.all().iter().filter(|object| !listed.contains_key(&key(object.as_ref()))) {
                         if self.remove(object) {
                             on_change(Change::Gone(object));
                         }
@@ -133,28 +161,30 @@ where
 
     /// Takes an object in unless a newer one is there; whether it was taken.
     fn insert(&self, object: &Arc<K>) -> bool {
+        let name = key(object.as_ref());
         let mut objects = self.lock();
-        let newer = objects.get(&object.name_any()).is_none_or(|there| version(&**object) >= version(&**there));
+        let newer = objects.get(&name).is_none_or(|there| version(&**object) >= version(&**there));
         if newer {
-            objects.insert(object.name_any(), Arc::clone(object));
+            objects.insert(name.clone(), Arc::clone(object));
         }
         drop(objects);
         if newer {
-            self.tell(&object.name_any());
+            self.tell(&name);
         }
         newer
     }
 
     /// Takes an object out unless another of its name came after it; whether it was taken out.
     fn remove(&self, object: &K) -> bool {
+        let name = key(object);
         let mut objects = self.lock();
-        let same = objects.get(&object.name_any()).is_some_and(|there| there.uid() == object.uid());
+        let same = objects.get(&name).is_some_and(|there| there.uid() == object.uid());
         if same {
-            objects.remove(&object.name_any());
+            objects.remove(&name);
         }
         drop(objects);
         if same {
-            self.tell(&object.name_any());
+            self.tell(&name);
         }
         same
     }
@@ -203,6 +233,6 @@ fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The version of an object; every API server of today counts them up, and 0 stands for what cannot be
 /// read, so that the watch's word is taken then.
-fn version<K: Resource>(object: &K) -> u64 {
+pub(crate) fn version<K: Resource>(object: &K) -> u64 {
     object.meta().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or_default()
 }

@@ -11,11 +11,13 @@
 //! ```
 
 mod plot;
+mod race;
 mod rng;
 mod run;
 mod table;
 mod trace;
 
+pub use race::{Finish, Race};
 pub use rng::Rng;
 pub use run::{Outcome, Placement, Rejection, Report, Sample, simulate};
 pub use trace::{ClaimShape, Event, GroupShape, MAX_NODES, NodeShape, TRACES, Trace, TraceError};
