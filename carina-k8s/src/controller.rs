@@ -10,6 +10,5 @@ mod service;
 
 pub use allocator::Allocator;
 pub use election::Candidate;
-pub(crate) use mirror::version;
 pub use mirror::{Change, Mirror, key};
 pub use service::ClusterVolumes;

@@ -233,6 +233,6 @@ fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The version of an object; every API server of today counts them up, and 0 stands for what cannot be
 /// read, so that the watch's word is taken then.
-pub(crate) fn version<K: Resource>(object: &K) -> u64 {
+fn version<K: Resource>(object: &K) -> u64 {
     object.meta().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or_default()
 }
