@@ -122,7 +122,7 @@ fn a_sign_that_comes_after_the_hold_ended_still_counts() {
     let mut offers = offers(&[1]);
     let one = pod("one", 1);
     offers.filter(&one, &["n0"], T).unwrap();
-    assert_eq!(offers.expire(PATIENCE), [one.pod.clone()]);
+    assert_eq!(offers.expire(PATIENCE), std::slice::from_ref(&one.pod));
     offers.decide(&one, "n0");
     assert!(offers.filter(&pod("two", 1), &["n0"], PATIENCE).unwrap().nodes.is_empty());
     // Also where there is no room by now: nothing more is promised there.
