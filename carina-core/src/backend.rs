@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 
 use crate::{
-    Adoption, DeviceGroup, Disk, Error, Foreign, FormatRecord, GroupName, Holding, PlanStep, Result, SizeRange, Volume,
-    VolumeId, VolumeName, VolumeRequest, VolumeType, Zeroing,
+    Adoption, Bytes, DeviceGroup, Disk, Drain, DrainBy, DrainStep, Error, Foreign, FormatRecord, GroupName, Holding,
+    PlanStep, PlannedDisk, Result, SizeRange, Volume, VolumeId, VolumeName, VolumeRequest, VolumeType, Zeroing,
 };
 
 /// What a backend can do beyond the life of a volume. What isn't declared is not asked of it.
@@ -31,8 +31,8 @@ pub struct Recovery {
 ///
 /// Every call is idempotent: volumes by their name, steps by their disks. A call that was cut at any
 /// point, by a crash or a fault, leaves something that the next call or [`VolumeBackend::recover`]
-/// finishes or undoes. The engine calls `create`, `expand`, `delete`, `record_format` and `apply` of
-/// one group one at a time; everything else may be called at any moment.
+/// finishes or undoes. The engine calls `create`, `expand`, `delete`, `record_format`, `apply` and those
+/// about drains of one group one at a time; everything else may be called at any moment.
 #[async_trait]
 pub trait VolumeBackend: Send + Sync + 'static {
     /// The kind of volumes it makes.
@@ -139,5 +139,48 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// is there is not what the claim says (its size, its kind, another's group); nothing was changed then.
     async fn adopt(&self, claim: &Adoption) -> Result<Volume> {
         Err(Error::NotFound(format!("{claim}: there is no such volume of the Go Carina on this node")))
+    }
+
+    /// The disks that are being emptied, by what the storage itself has on record.
+    async fn drains(&self) -> Result<Vec<Drain>> {
+        Ok(Vec::new())
+    }
+
+    /// Records that a disk of a group is to be emptied: nothing new goes onto it from now on, and the
+    /// group's figures are those it will have without it. One that is on record already stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::NoCapacity`] if the group's other disks cannot take what is on it, with what is missing;
+    /// [`Error::Precondition`] if it is no disk of the group, or another disk by now; [`Error::Unhealthy`];
+    /// [`Error::Unsupported`] if its volumes cannot be moved. Nothing was changed then.
+    async fn begin_drain(&self, group: &GroupName, disk: &PlannedDisk, _by: DrainBy) -> Result<Drain> {
+        Err(Error::Unsupported(format!(
+            "disk {} of group {group} cannot be emptied: {} volumes stay on the disk that they are on; delete them first",
+            disk.name,
+            self.volume_type()
+        )))
+    }
+
+    /// Moves about `piece` of what is on a disk that is being emptied to the group's other disks, or takes
+    /// it out of the group if nothing is left on it. A move that was cut is finished first.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if no such disk of the group is being emptied.
+    async fn drain_step(&self, group: &GroupName, key: &str, _piece: Bytes) -> Result<DrainStep> {
+        Err(Error::NotFound(format!("no disk {key} of group {group} is being emptied")))
+    }
+
+    /// Stops emptying a disk: what was moved stays moved, and the disk takes volumes again.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] as [`VolumeBackend::drain_step`].
+    async fn cancel_drain(&self, group: &GroupName, key: &str) -> Result<()> {
+        Err(Error::NotFound(format!("no disk {key} of group {group} is being emptied")))
+    }
+
+    /// Gives back a disk that was emptied for a person and has kept the mark of its storage since: it is
+    /// bare then. `false` if this disk isn't such a one of this backend's.
+    async fn give_back(&self, _disk: &PlannedDisk) -> Result<bool> {
+        Ok(false)
     }
 }

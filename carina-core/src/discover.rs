@@ -180,6 +180,25 @@ pub async fn disks(sysfs: &Sysfs, runner: &dyn CommandRunner) -> Result<Vec<Disk
 /// # Errors
 /// [`Error::Precondition`] if it is gone, another one by now, or not bare; it says what differs.
 pub async fn recheck(sysfs: &Sysfs, runner: &dyn CommandRunner, planned: &PlannedDisk, minimum: Bytes) -> Result<Disk> {
+    let seen = same(sysfs, planned).await?;
+    let disk = probed(seen, runner).await;
+    let reasons = disk.not_bare(minimum);
+    if !reasons.is_empty() {
+        let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+        return Err(Error::Precondition(format!("disk {}: it is not bare: {}", planned.name, reasons.join("; "))));
+    }
+    Ok(disk)
+}
+
+/// Looks once more at a disk that something is about to be done to: whether it is the one that was meant.
+///
+/// # Errors
+/// [`Error::Precondition`] if it is gone, or another one by now; it says what differs.
+pub async fn identify(sysfs: &Sysfs, planned: &PlannedDisk) -> Result<()> {
+    same(sysfs, planned).await.map(drop)
+}
+
+async fn same(sysfs: &Sysfs, planned: &PlannedDisk) -> Result<Seen> {
     let refuse = |difference: String| Err(Error::Precondition(format!("disk {}: {difference}", planned.name)));
     let Some(seen) = scan(sysfs).await?.into_iter().find(|seen| seen.disk.name == planned.name) else {
         return refuse("it is gone since the plan was made; scan again".to_owned());
@@ -199,13 +218,7 @@ pub async fn recheck(sysfs: &Sysfs, runner: &dyn CommandRunner, planned: &Planne
             list(&planned.ids)
         ));
     }
-    let disk = probed(seen, runner).await;
-    let reasons = disk.not_bare(minimum);
-    if !reasons.is_empty() {
-        let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
-        return refuse(format!("it is not bare: {}", reasons.join("; ")));
-    }
-    Ok(disk)
+    Ok(seen)
 }
 
 async fn scan(sysfs: &Sysfs) -> Result<Vec<Seen>> {

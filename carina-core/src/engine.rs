@@ -1,5 +1,6 @@
 //! The engine: the life of volumes over the backends of one node.
 
+mod drain;
 mod events;
 mod operations;
 mod queue;
@@ -17,6 +18,7 @@ use crate::{
     Holding, Placement, PlanStep, Recovery, Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName,
     VolumeRequest, VolumeService, VolumeType, Zeroing,
 };
+use drain::Drains;
 use events::Bus;
 pub use events::Events;
 use operations::{Operation, Operations};
@@ -54,6 +56,7 @@ struct Inner {
     operations: Operations,
     retry: Retry,
     bus: Bus,
+    drains: Drains,
 }
 
 impl Engine {
@@ -85,8 +88,11 @@ impl Engine {
             operations: Operations::new(),
             retry,
             bus: Bus::new(),
+            drains: Drains::default(),
         };
-        Ok((Self { inner: Arc::new(inner) }, recovery))
+        let inner = Arc::new(inner);
+        inner.resume_drains().await;
+        Ok((Self { inner }, recovery))
     }
 
     /// Waits until every operation in flight has ended: what a graceful shutdown waits for.

@@ -8,6 +8,7 @@
 //! attached.
 
 mod backend;
+mod drain;
 mod fault;
 mod loop_device;
 mod node;

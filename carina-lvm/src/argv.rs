@@ -5,7 +5,7 @@
 //! sizes are bytes, chunk and metadata are given.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use carina_core::exec::Command;
@@ -55,6 +55,8 @@ pub struct NewVolume<'a> {
 const REPORT: Duration = Duration::from_secs(20);
 /// Activating a group checks the metadata of every pool in it.
 const ACTIVATION: Duration = Duration::from_secs(300);
+/// A piece of a disk is moved in seconds; one that takes longer is gone on with later.
+const MOVE: Duration = Duration::from_secs(300);
 
 /// The version of LVM.
 pub fn version() -> Command {
@@ -91,9 +93,46 @@ pub fn pv_remove(scope: &Scope<'_>, disks: &[PathBuf]) -> Command {
     scope.command("pvremove", ["--yes"]).and(paths(disks))
 }
 
-/// Brings every volume of a group up.
+/// Lets nothing new onto a disk, and records on it that it is being emptied.
+pub fn begin_drain(scope: &Scope<'_>, disk: &Path, tag: &str) -> Command {
+    scope.command("pvchange", ["--allocatable", "n", "--addtag", tag]).and([path(disk)])
+}
+
+/// Lets volumes onto a disk again.
+pub fn end_drain(scope: &Scope<'_>, disk: &Path, tag: &str) -> Command {
+    scope.command("pvchange", ["--allocatable", "y", "--deltag", tag]).and([path(disk)])
+}
+
+/// Moves what is allocated between two extents of a disk, both included, to the group's other disks.
+/// It waits for the end: were it killed, the kernel would go on, and [`resume_moves`] finish it.
+pub fn move_extents(scope: &Scope<'_>, disk: &Path, first: u64, last: u64) -> Command {
+    let range = format!("{}:{first}-{last}", path(disk));
+    scope.command("pvmove", ["--interval", "1"]).and([range]).deadline(MOVE)
+}
+
+/// Waits for a move that was cut, and finishes it.
+pub fn resume_moves(scope: &Scope<'_>) -> Command {
+    scope.command("pvmove", ["--interval", "1"]).deadline(MOVE)
+}
+
+/// Gives up a move of a disk's extents that was begun: each is where it was, or where it was to go.
+pub fn abort_move(scope: &Scope<'_>, disk: &Path) -> Command {
+    scope.command("pvmove", ["--abort"]).and([path(disk)])
+}
+
+/// Takes a disk with nothing on it out of its group; LVM refuses one that holds anything.
+pub fn vg_reduce(scope: &Scope<'_>, disk: &Path) -> Command {
+    scope.command("vgreduce", [scope.group]).and([path(disk)])
+}
+
+/// Changes the tags of a group.
+pub fn retag_group(scope: &Scope<'_>, option: &'static str, tag: &str) -> Command {
+    scope.command("vgchange", [option, tag, scope.group])
+}
+
+/// Brings every volume of a group up. No process is left behind that would go on with a cut move.
 pub fn vg_activate(scope: &Scope<'_>) -> Command {
-    scope.command("vgchange", ["--activate", "y", scope.group]).deadline(ACTIVATION)
+    scope.command("vgchange", ["--activate", "y", "--poll", "n", scope.group]).deadline(ACTIVATION)
 }
 
 /// Makes a pool and its volume in one go.
@@ -152,7 +191,7 @@ pub fn remove_spare(scope: &Scope<'_>, name: &str, size: Bytes) -> Command {
 
 /// Brings one volume up.
 pub fn activate(scope: &Scope<'_>, id: &VolumeId) -> Command {
-    scope.command("lvchange", ["--activate", "y"]).and([scope.path(id.as_str())])
+    scope.command("lvchange", ["--activate", "y", "--poll", "n"]).and([scope.path(id.as_str())])
 }
 
 /// Takes a pool's part down that a killed command left up by itself: it keeps the pool down.
@@ -191,12 +230,13 @@ impl Scope<'_> {
             format!("{}\"r|.*|\"", self.devices.iter().map(accept).collect::<String>())
         };
         let udev = if self.dialect.udev { "" } else { " udev_sync=0 udev_rules=0 verify_udev_operations=0" };
-        let lvmetad = if self.dialect.devices_option { "" } else { " global{use_lvmetad=0}" };
+        // No lvmpolld: a move that is gone on with is Carina's to end.
+        let lvmetad = if self.dialect.devices_option { "" } else { " use_lvmetad=0" };
         // No monitoring: a 1:1 pool never runs out, and dmeventd would outlive the agent. No backup
         // files: the container's /etc isn't the host's, and each disk holds the last states itself.
         format!(
             "devices{{filter=[{filter}] global_filter=[{filter}] scan_lvs=0 obtain_device_list_from_udev=0 issue_discards=0}} \
-             activation{{monitoring=0 thin_pool_autoextend_threshold=100{udev}}} backup{{backup=0 archive=0}}{lvmetad}"
+             activation{{monitoring=0 thin_pool_autoextend_threshold=100{udev}}} backup{{backup=0 archive=0}} global{{use_lvmpolld=0{lvmetad}}}"
         )
     }
 
@@ -222,7 +262,11 @@ fn bytes(size: Bytes) -> String {
 }
 
 fn paths(disks: &[PathBuf]) -> Vec<String> {
-    disks.iter().map(|disk| disk.to_string_lossy().into_owned()).collect()
+    disks.iter().map(|disk| path(disk)).collect()
+}
+
+fn path(disk: &Path) -> String {
+    disk.to_string_lossy().into_owned()
 }
 
 /// A path as a regular expression that matches itself, inside the quotes of LVM's config.

@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use carina_core::discover::{self, Sysfs};
 use carina_core::exec::CommandRunner;
 use carina_core::{
-    Bytes, Capabilities, DEFAULT_RESERVE, DeviceGroup, Disk, Error, FormatRecord, GroupName, Holding, PlanStep,
-    Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType,
+    Bytes, Capabilities, DEFAULT_RESERVE, DeviceGroup, Disk, Drain, DrainBy, DrainStep, Error, FormatRecord, GroupName,
+    Holding, PlanStep, PlannedDisk, Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName,
+    VolumeRequest, VolumeType,
 };
 use tokio::sync::OnceCell;
 
@@ -175,6 +176,26 @@ impl VolumeBackend for LvmBackend {
 
     async fn apply(&self, step: &PlanStep) -> Result<()> {
         self.apply_step(step).await
+    }
+
+    async fn drains(&self) -> Result<Vec<Drain>> {
+        self.list_drains().await
+    }
+
+    async fn begin_drain(&self, group: &GroupName, disk: &PlannedDisk, by: DrainBy) -> Result<Drain> {
+        self.begin(group, disk, by).await
+    }
+
+    async fn drain_step(&self, group: &GroupName, key: &str, piece: Bytes) -> Result<DrainStep> {
+        self.step(group, key, piece).await
+    }
+
+    async fn cancel_drain(&self, group: &GroupName, key: &str) -> Result<()> {
+        self.cancel(group, key).await
+    }
+
+    async fn give_back(&self, disk: &PlannedDisk) -> Result<bool> {
+        self.unmark(disk).await
     }
 
     async fn recover(&self) -> Result<Recovery> {

@@ -69,7 +69,7 @@ impl LvmBackend {
             return Ok(());
         }
         // They were bare a moment ago: a mark of LVM's in no group is ours, and comes off again.
-        let marked: Vec<PathBuf> = disks.iter().filter(|disk| picture.loose.contains(*disk)).cloned().collect();
+        let marked: Vec<PathBuf> = disks.iter().filter(|disk| picture.loose.contains_key(*disk)).cloned().collect();
         if !marked.is_empty() {
             let devices = marked.iter().cloned().collect();
             let scope = Scope { dialect: self.dialect().await?, group: name.as_str(), devices: &devices };

@@ -53,6 +53,16 @@ impl Section {
         }
     }
 
+    /// The pairs of a text and a number that follow each other in a list: devices with their extents.
+    pub fn pairs(&self, key: &str) -> Vec<(&str, u64)> {
+        let Some(Value::List(values)) = self.values.get(key) else { return Vec::new() };
+        let pairs = values.chunks_exact(2).filter_map(|pair| match pair {
+            [Value::Text(text), Value::Number(number)] => Some((text.as_str(), u64::try_from(*number).ok()?)),
+            _ => None,
+        });
+        pairs.collect()
+    }
+
     /// The texts of a list; empty if there is none. A list of one may be written as a text alone.
     pub fn texts(&self, key: &str) -> Vec<&str> {
         let values = match self.values.get(key) {

@@ -11,6 +11,7 @@ use crate::layout::OurVolume;
 use crate::names;
 use crate::recover::{Finding, findings};
 use crate::tags;
+use crate::text::{DiskText, Text};
 
 /// What a volume takes of its group's metadata: four logical volumes, some 1.5 KiB with a usual name.
 const VOLUME_METADATA: u64 = 1640;
@@ -20,12 +21,13 @@ const METADATA_PERCENT: u64 = 95;
 /// A group's figures.
 pub fn device_group(name: &GroupName, group: &Group, reserve: Bytes, health: Health) -> DeviceGroup {
     let layout = group.layout();
+    let (size, free) = open(&group.text);
     DeviceGroup {
         name: name.clone(),
         volume_type: VolumeType::Lvm,
         medium: medium(name, group),
-        size: layout.size,
-        free: layout.free,
+        size,
+        free,
         volumes_size: layout.volumes_size(),
         volumes: layout.volume_count(),
         volumes_left: volumes_left(group.room),
@@ -36,6 +38,23 @@ pub fn device_group(name: &GroupName, group: &Group, reserve: Bytes, health: Hea
         raw_disks: Vec::new(),
         health,
     }
+}
+
+/// A group's size and free space, in which new volumes can be: a disk that is being emptied counts as gone
+/// already, with all of its size, and of one that an operator closed to new volumes what is free on it.
+fn open(text: &Text) -> (Bytes, Bytes) {
+    let bytes = |extents: u64| Bytes(extents.saturating_mul(text.layout.extent.get()));
+    let closed = |disk: &&DiskText| !disk.allocatable;
+    let gone: Bytes = text
+        .disks
+        .values()
+        .filter(closed)
+        .map(|disk| match tags::drained_by(&disk.tags) {
+            Some(_) => bytes(disk.extents),
+            None => bytes(disk.extents.saturating_sub(disk.used_extents())),
+        })
+        .sum();
+    (text.layout.size.saturating_sub(gone), text.layout.free.saturating_sub(gone))
 }
 
 /// What a group's disks are made of: its tag says, or its name.
@@ -173,6 +192,27 @@ pub fn node(group: &str, volume: &str, device: &Device) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_that_is_being_emptied_counts_as_gone() {
+        let mut text = Text::parse(include_str!("../tests/data/group.txt")).unwrap();
+        assert_eq!(open(&text), (text.layout.size, text.layout.free));
+        let extent = text.layout.extent.get();
+        let of = |extents: u64| extents * extent;
+        let (uuid, disk) = text.disks.iter_mut().min_by_key(|(_, disk)| disk.used_extents()).unwrap();
+        disk.allocatable = false;
+        // All but its first stretch has moved; what is allocated in all is less by as much.
+        let (uuid, used, moved) = (uuid.clone(), disk.used[0].1, disk.used_extents() - disk.used[0].1);
+        disk.used.truncate(1);
+        text.layout.free = Bytes(text.layout.free.get() + of(moved) + of(1000));
+        let closed = open(&text);
+        assert_eq!(closed.1.get(), text.layout.free.get() - of(5103 - used), "what is free there takes nothing");
+        text.disks.get_mut(&uuid).unwrap().tags.push(tags::drain(carina_core::DrainBy::Person));
+        let emptied = open(&text);
+        assert_eq!(emptied.0.get(), text.layout.size.get() - of(5103));
+        // Nobody can be promised the room that its data will need.
+        assert_eq!(emptied.0.get() - emptied.1.get(), text.layout.size.get() - text.layout.free.get());
+    }
 
     #[test]
     fn a_64_mib_area_has_room_for_some_20000_volumes() {

@@ -27,6 +27,8 @@ pub struct Group {
     pub text: Text,
     /// The devices of its physical volumes that are there.
     pub devices: BTreeSet<PathBuf>,
+    /// The device of each physical volume that is on one device alone, by its uuid.
+    pub members: BTreeMap<String, PathBuf>,
     /// The size of its metadata, and how large it may become.
     pub room: (Bytes, Bytes),
     /// What is wrong with it, in words.
@@ -60,8 +62,8 @@ pub struct Picture {
     pub ours: BTreeMap<GroupName, Arc<Group>>,
     /// Those of others.
     pub foreign: Vec<Foreign>,
-    /// Physical volumes in no group.
-    pub loose: BTreeSet<PathBuf>,
+    /// Physical volumes in no group, with their uuids.
+    pub loose: BTreeMap<PathBuf, String>,
 }
 
 /// The cache.
@@ -173,8 +175,8 @@ impl Groups {
                 picture.ours.insert(name, Arc::new(group));
             }
         }
-        let loose = found.iter().map(|f| f.device.clone()).filter(|device| !members.contains(device));
-        picture.loose = loose.collect();
+        let loose = found.iter().filter(|f| !members.contains(&f.device));
+        picture.loose = loose.map(|f| (f.device.clone(), f.label.uuid.clone())).collect();
         Ok(picture)
     }
 
@@ -234,6 +236,7 @@ impl Groups {
         let mut group = Group {
             text: state.text.clone(),
             devices: devices.clone(),
+            members: members_of(&state.text.layout, found),
             room: state.header.room(),
             problems: problems(&state.text.layout, found),
             source: source.label.area.map(|area| Source { device: source.device.clone(), area, key: state.key }),
@@ -284,6 +287,18 @@ fn reread(source: &Source) -> Result<Option<(Source, State)>, String> {
 fn devices_of(layout: &Layout, found: &[Found]) -> BTreeSet<PathBuf> {
     let uuids: BTreeSet<&str> = layout.disks.iter().map(|disk| disk.uuid.as_str()).collect();
     found.iter().filter(|f| uuids.contains(f.label.uuid.as_str())).map(|f| f.device.clone()).collect()
+}
+
+/// The device of each physical volume of a group, where it is one.
+fn members_of(layout: &Layout, found: &[Found]) -> BTreeMap<String, PathBuf> {
+    let mut members = BTreeMap::new();
+    for disk in &layout.disks {
+        let mut devices = found.iter().filter(|f| f.label.uuid == disk.uuid).map(|f| &f.device);
+        if let (Some(device), None) = (devices.next(), devices.next()) {
+            members.insert(disk.uuid.clone(), device.clone());
+        }
+    }
+    members
 }
 
 /// What is wrong with a group's disks.

@@ -14,6 +14,7 @@ mod backend;
 mod claim;
 mod config_text;
 mod dm;
+mod drain;
 mod figures;
 mod groups;
 mod header;

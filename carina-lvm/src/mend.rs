@@ -1,6 +1,7 @@
 //! Acting on what recovery decides: activation at start-up, and the removal of half states.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use carina_core::{Error, GroupName, Recovery, Result};
 
@@ -11,6 +12,7 @@ use crate::groups::{Group, list};
 use crate::members::blocking;
 use crate::names;
 use crate::recover::{Finding, Mend, findings};
+use crate::tags;
 
 impl LvmBackend {
     pub(crate) async fn recover_groups(&self) -> Result<Recovery> {
@@ -26,12 +28,17 @@ impl LvmBackend {
                 Err(error) => recovery.for_a_person.push(format!("{name}: {error}")),
             }
         }
-        if !picture.loose.is_empty() {
+        // One that was emptied for a person keeps its mark until the person gives it back.
+        let set_aside =
+            |uuid: &String| picture.ours.values().any(|group| tags::is_set_aside(&group.layout().tags, uuid));
+        let loose: BTreeSet<PathBuf> =
+            picture.loose.iter().filter(|(_, uuid)| !set_aside(uuid)).map(|(device, _)| device.clone()).collect();
+        if !loose.is_empty() {
             recovery.for_a_person.push(format!(
                 "{} are LVM physical volumes in no group, as a claim that was cut leaves them; they are claimed once \
                  LVM's mark is off: pvremove {}",
-                list(&picture.loose),
-                picture.loose.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(" ")
+                list(&loose),
+                loose.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(" ")
             ));
         }
         Ok(recovery)

@@ -184,7 +184,7 @@ mod tests {
             disks: vec![],
             volumes,
         };
-        Text { layout, writer: String::new(), pending }
+        Text { layout, writer: String::new(), pending, disks: BTreeMap::new() }
     }
 
     fn decide(text: &Text, in_pool: Option<u64>) -> Option<Finding> {

@@ -5,11 +5,15 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use carina_core::{Bytes, FormatRecord, Medium, VolumeId, VolumeName};
+use carina_core::{Bytes, DrainBy, FormatRecord, Medium, VolumeId, VolumeName};
 
 /// The tag of every VG and every pool that Carina made: what does not carry it is not touched.
 pub const OWNER: &str = "carina.io";
 
+/// The tag of a physical volume that is being emptied, with who named it.
+const DRAIN: &str = "carina.io/drain=";
+/// The tag of a group for a physical volume that was emptied, has left it and keeps LVM's mark.
+const SET_ASIDE: &str = "carina.io/set-aside=";
 const MEDIUM: &str = "carina.io/medium=";
 const NAME: &str = "carina.io/name=";
 const CLUSTER: &str = "carina.io/cluster=";
@@ -34,6 +38,28 @@ pub fn medium(tags: &[String]) -> Option<Medium> {
         "hdd" => Some(Medium::Hdd),
         _ => None,
     }
+}
+
+/// The tag of a physical volume that is being emptied.
+pub fn drain(by: DrainBy) -> String {
+    format!("{DRAIN}{by}")
+}
+
+/// For whom a physical volume with these tags is being emptied, if it is; with the tag.
+pub fn drained_by(tags: &[String]) -> Option<(DrainBy, &str)> {
+    let tag = tags.iter().find(|tag| tag.starts_with(DRAIN))?;
+    let by = if tag.strip_prefix(DRAIN) == Some("config") { DrainBy::Config } else { DrainBy::Person };
+    Some((by, tag))
+}
+
+/// The tag of a group for a physical volume that was emptied for a person.
+pub fn set_aside(uuid: &str) -> String {
+    format!("{SET_ASIDE}{uuid}")
+}
+
+/// Whether a group with these tags set this physical volume aside.
+pub fn is_set_aside(tags: &[String], uuid: &str) -> bool {
+    ours(tags) && tags.iter().any(|tag| tag.strip_prefix(SET_ASIDE) == Some(uuid))
 }
 
 /// What is recorded of a volume, in its pool's tags.

@@ -20,6 +20,28 @@ pub struct Text {
     /// By pool: the thin volumes that LVM has yet to make in it. LVM writes this down before it asks the
     /// pool, and clears it when the pool has it: an intent for exactly this volume.
     pub pending: BTreeMap<String, BTreeSet<String>>,
+    /// What only the text says of a physical volume, by its uuid.
+    pub disks: BTreeMap<String, DiskText>,
+}
+
+/// A physical volume as the text has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DiskText {
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Whether anything new may go onto it.
+    pub allocatable: bool,
+    /// How many extents it has.
+    pub extents: u64,
+    /// What is allocated on it: where each stretch begins and how long it is, in extents, in order.
+    pub used: Vec<(u64, u64)>,
+}
+
+impl DiskText {
+    /// How many of its extents are allocated.
+    pub fn used_extents(&self) -> u64 {
+        self.used.iter().map(|(_, count)| count).sum()
+    }
 }
 
 impl Text {
@@ -38,12 +60,22 @@ impl Text {
             sectors(group.number("extent_size")).filter(|e| !e.is_zero()).ok_or_else(|| missing("an extent size"))?;
         let mut disks = Vec::new();
         let mut disk_names = BTreeSet::new();
+        let mut disk_texts: BTreeMap<&str, (String, DiskText)> = BTreeMap::new();
         let mut extents = 0u64;
         for (disk, section) in group.section("physical_volumes").map(Section::sections).into_iter().flatten() {
-            extents = extents.saturating_add(section.number("pe_count").ok_or_else(|| missing("a disk's extents"))?);
+            let count = section.number("pe_count").ok_or_else(|| missing("a disk's extents"))?;
+            let uuid = plain_uuid(section.text("id").ok_or_else(|| missing("a disk's id"))?);
+            extents = extents.saturating_add(count);
             disk_names.insert(disk);
+            let text = DiskText {
+                tags: strings(section.texts("tags")),
+                allocatable: section.texts("status").contains(&"ALLOCATABLE"),
+                extents: count,
+                used: Vec::new(),
+            };
+            disk_texts.insert(disk, (uuid.clone(), text));
             disks.push(Member {
-                uuid: plain_uuid(section.text("id").ok_or_else(|| missing("a disk's id"))?),
+                uuid,
                 device: section.text("device").unwrap_or_default().to_owned(),
                 missing: section.texts("flags").contains(&"MISSING"),
             });
@@ -57,6 +89,11 @@ impl Text {
                 let count = segment.number("extent_count").unwrap_or_default();
                 size = size.saturating_add(count);
                 used = used.saturating_add(allocated(segment, count, &disk_names));
+                for (disk, start, count) in areas(segment, count) {
+                    if let Some((_, text)) = disk_texts.get_mut(disk) {
+                        text.used.push((start, count));
+                    }
+                }
                 for (_, message) in segment.sections() {
                     if let Some(thin) = message.text("create") {
                         pending.entry(volume.to_owned()).or_default().insert(thin.to_owned());
@@ -82,7 +119,9 @@ impl Text {
             disks,
             volumes,
         };
-        Ok(Self { layout, writer: root.text("description").unwrap_or_default().to_owned(), pending })
+        let mut disks: BTreeMap<String, DiskText> = disk_texts.into_values().collect();
+        disks.values_mut().for_each(|disk| disk.used.sort_unstable());
+        Ok(Self { layout, writer: root.text("description").unwrap_or_default().to_owned(), pending, disks })
     }
 }
 
@@ -106,6 +145,14 @@ fn allocated(segment: &Section, count: u64, disks: &BTreeSet<&str>) -> u64 {
     let on_disks = |key| segment.texts(key).iter().filter(|area| disks.contains(*area)).count() as u64;
     let stripes = segment.number("stripe_count").unwrap_or(1).max(1);
     (count / stripes).saturating_mul(on_disks("stripes")).saturating_add(count.saturating_mul(on_disks("mirrors")))
+}
+
+/// The stretches of disks (or of other volumes) under a segment: name, first extent, count.
+fn areas(segment: &Section, count: u64) -> Vec<(&str, u64, u64)> {
+    let stripes = segment.number("stripe_count").unwrap_or(1).max(1);
+    let striped = segment.pairs("stripes").into_iter().map(|(disk, start)| (disk, start, count / stripes));
+    let mirrored = segment.pairs("mirrors").into_iter().map(|(disk, start)| (disk, start, count));
+    striped.chain(mirrored).collect()
 }
 
 fn kind(segment: &Section) -> Kind {
@@ -142,6 +189,11 @@ mod tests {
         // A report shows the disks in another order.
         layout.disks.sort_by(|a, b| a.device.cmp(&b.device));
         assert_eq!(layout, report[0]);
+        // What is on each disk adds up to what is allocated.
+        let used: u64 = text.disks.values().map(DiskText::used_extents).sum();
+        assert_eq!(used * text.layout.extent.get(), text.layout.size.get() - text.layout.free.get());
+        assert!(text.disks.values().all(|disk| disk.allocatable && disk.extents == 5103 && disk.tags.is_empty()));
+        assert!(text.disks.values().any(|disk| disk.used.first() == Some(&(0, 1))));
         assert!(text.pending.is_empty());
         assert!(text.writer.starts_with("Write"), "{}", text.writer);
     }

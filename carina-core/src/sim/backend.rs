@@ -14,9 +14,9 @@ use super::loop_device;
 use super::node::{EXTENT, SimNode, SimVolume, State};
 use crate::exec::CommandRunner;
 use crate::{
-    Adoption, BackendFailure, Bytes, Capabilities, DeviceGroup, Disk, Error, Foreign, FormatRecord, GroupName, Holding,
-    Medium, PlanStep, PoolShape, Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName,
-    VolumeRequest, VolumeType,
+    Adoption, BackendFailure, Bytes, Capabilities, DeviceGroup, Disk, Drain, DrainBy, DrainStep, Error, Foreign,
+    FormatRecord, GroupName, Holding, Medium, PlanStep, PlannedDisk, PoolShape, Recovery, Result, SizeRange, Volume,
+    VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType,
 };
 
 /// How long a hanging operation hangs before its deadline ends it.
@@ -206,6 +206,36 @@ impl VolumeBackend for SimBackend {
             }
         }
         course.end(&what, ())
+    }
+
+    async fn drains(&self) -> Result<Vec<Drain>> {
+        Ok(self.alive("list the disks that are being emptied")?.drains())
+    }
+
+    async fn begin_drain(&self, group: &GroupName, disk: &PlannedDisk, by: DrainBy) -> Result<Drain> {
+        let what = format!("empty {} of {group}", disk.name);
+        let course = self.begin(SimOperation::Drain, &what).await?;
+        let drain = self.alive(&what)?.begin_drain(group, disk, by, &what)?;
+        course.end(&what, drain)
+    }
+
+    async fn drain_step(&self, group: &GroupName, key: &str, piece: Bytes) -> Result<DrainStep> {
+        let what = format!("move data off {key} of {group}");
+        let mut course = self.begin(SimOperation::Drain, &what).await?;
+        let step = self.alive(&what)?.drain_step(group, key, piece, &what)?;
+        self.step(&mut course, &what).await?;
+        course.end(&what, step)
+    }
+
+    async fn cancel_drain(&self, group: &GroupName, key: &str) -> Result<()> {
+        let what = format!("stop emptying {key} of {group}");
+        let course = self.begin(SimOperation::Drain, &what).await?;
+        self.alive(&what)?.cancel_drain(group, key, &what)?;
+        course.end(&what, ())
+    }
+
+    async fn give_back(&self, disk: &PlannedDisk) -> Result<bool> {
+        self.alive("give a disk back")?.give_back(disk)
     }
 
     async fn recover(&self) -> Result<Recovery> {

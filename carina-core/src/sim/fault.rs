@@ -15,6 +15,8 @@ pub enum SimOperation {
     Delete,
     /// Recording that a volume is formatted.
     RecordFormat,
+    /// A step of emptying a disk: its beginning, a piece, or its leaving the group.
+    Drain,
 }
 
 /// What goes wrong once with an operation.

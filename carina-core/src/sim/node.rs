@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::{Fault, Script, SimOperation};
 use crate::{
-    Bytes, DEFAULT_RESERVE, DeviceGroup, Disk, Error, Foreign, FormatRecord, GroupName, Health, Medium, PoolFigures,
-    PoolShape, Result, Signature, Volume, VolumeId, VolumeName, VolumeType,
+    Bytes, DEFAULT_RESERVE, DeviceGroup, Disk, DrainBy, Error, Foreign, FormatRecord, GroupName, Health, Medium,
+    PoolFigures, PoolShape, Result, Signature, Volume, VolumeId, VolumeName, VolumeType,
 };
 
 /// The unit of allocation of simulated groups, as LVM's.
@@ -36,6 +36,9 @@ pub struct SimDisk {
     /// Whether it has left its group and still carries the group's mark.
     #[serde(default)]
     leaving: bool,
+    /// For whom it is being emptied, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) drain: Option<DrainBy>,
 }
 
 impl SimDisk {
@@ -43,7 +46,7 @@ impl SimDisk {
     #[must_use]
     pub fn bare(name: &str, size: Bytes, medium: Medium) -> Self {
         let disk = Disk { ids: vec![format!("sim-{name}")], ..Disk::bare(name, size, medium) };
-        Self { disk, lost: false, known: None, leaving: false }
+        Self { disk, lost: false, known: None, leaving: false, drain: None }
     }
 
     /// The same with something written on it, so that it isn't bare.
@@ -71,6 +74,17 @@ impl SimDisk {
 /// What a disk of this size gives to a group.
 fn usable(size: Bytes) -> Bytes {
     size.saturating_sub(LABEL).round_down(EXTENT)
+}
+
+/// Takes up to `most` of what is on a disk out of the places, and from `most`; whether it was anything.
+fn take_off(places: &mut Places, disk: &str, most: &mut Bytes) -> bool {
+    let Some(here) = places.remove(disk) else { return false };
+    let taken = here.min(*most);
+    *most = most.saturating_sub(taken);
+    if taken < here {
+        places.insert(disk.to_owned(), here.saturating_sub(taken));
+    }
+    !taken.is_zero()
 }
 
 /// Where something is allocated: how much of it on which disk.
@@ -306,7 +320,7 @@ impl State {
     }
 
     /// What is allocated on a disk.
-    fn used(&self, disk: &str) -> Bytes {
+    pub(super) fn used(&self, disk: &str) -> Bytes {
         let spares = self.hardware.groups.values().map(|group| &group.places);
         let places = self.volumes.values().map(|volume| &volume.places).chain(spares);
         places.filter_map(|places| places.get(disk).copied()).sum()
@@ -363,7 +377,9 @@ impl State {
     /// Gives what has grown its place, on the disks of its group that have room, in their order.
     fn place(&self, group: &GroupName, mut places: Places, size: Bytes) -> Places {
         let mut missing = size.saturating_sub(places.values().copied().sum());
-        for disk in self.hardware.disks.iter().filter(|disk| disk.disk.group.as_ref() == Some(group)) {
+        // A disk that is being emptied takes nothing new.
+        let open = |disk: &&SimDisk| disk.disk.group.as_ref() == Some(group) && disk.drain.is_none();
+        for disk in self.hardware.disks.iter().filter(open) {
             let name = &disk.disk.name;
             let taken = missing.min(disk.usable().saturating_sub(self.used(name)));
             if !taken.is_zero() {
@@ -373,6 +389,36 @@ impl State {
             }
         }
         places
+    }
+
+    /// The disks of a group, gone ones included.
+    pub(super) fn members<'s>(&'s self, group: &'s GroupName) -> impl Iterator<Item = &'s SimDisk> {
+        self.hardware.disks.iter().filter(move |disk| disk.disk.group.as_ref() == Some(group))
+    }
+
+    /// Changes a disk, if it is there.
+    pub(super) fn change(&mut self, name: &str, change: impl FnOnce(&mut SimDisk)) -> Result<()> {
+        if let Some(disk) = self.hardware.disks.iter_mut().find(|disk| disk.disk.name == name) {
+            change(disk);
+        }
+        self.save_hardware()
+    }
+
+    /// Moves up to `most` of what is on a disk to the others of its group.
+    pub(super) fn move_off(&mut self, name: &str, group: &GroupName, most: Bytes) -> Result<()> {
+        let mut most = most;
+        for mut volume in self.volumes.values().filter(|v| v.group == *group).cloned().collect::<Vec<_>>() {
+            if take_off(&mut volume.places, name, &mut most) {
+                // Placed again, where it may be.
+                self.put(volume)?;
+            }
+        }
+        let Some(mut spare) = self.hardware.groups.get(group).cloned() else { return Ok(()) };
+        if take_off(&mut spare.places, name, &mut most) {
+            spare.places = self.place(group, spare.places, spare.spare);
+            self.hardware.groups.insert(group.clone(), spare);
+        }
+        self.save_hardware()
     }
 
     /// Gives a place to everything that a state from before has none for.
@@ -402,7 +448,8 @@ impl State {
     pub(super) fn group(&self, name: &GroupName) -> Option<DeviceGroup> {
         let group = self.hardware.groups.get(name)?;
         let members = || self.hardware.disks.iter().filter(|disk| disk.disk.group.as_ref() == Some(name));
-        let size: Bytes = members().map(SimDisk::usable).sum();
+        // What is being emptied counts as gone already.
+        let size: Bytes = members().filter(|disk| disk.drain.is_none()).map(SimDisk::usable).sum();
         let volumes = || self.volumes.values().filter(|volume| volume.group == *name);
         let used: Bytes = volumes().map(SimVolume::allocated).sum();
         let lost: Vec<&str> = members().filter(|disk| disk.lost).map(|disk| disk.disk.name.as_str()).collect();
