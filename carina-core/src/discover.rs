@@ -175,6 +175,15 @@ pub async fn disks(sysfs: &Sysfs, runner: &dyn CommandRunner) -> Result<Vec<Disk
     Ok(disks)
 }
 
+/// What is on a device by a low-level probe, in blkid's words (`ext4`, `xfs`, `bcache`); `None` if it knows
+/// nothing of what is there, if anything is. The device may be in use.
+///
+/// # Errors
+/// What the probe failed with.
+pub async fn contents(device: &Path, scope: &str, runner: &dyn CommandRunner) -> Result<Option<String>> {
+    probe::contents(device, scope, runner).await
+}
+
 /// Looks once more at a disk that is about to be claimed.
 ///
 /// # Errors

@@ -195,6 +195,22 @@ impl DeviceGroup {
         Err(self.no_room(to, largest, self.room_detail()))
     }
 
+    /// Whether a volume without a pool may grow to this size: it takes what it grows by, and nothing else.
+    ///
+    /// # Errors
+    /// As [`DeviceGroup::admit`].
+    pub fn admit_linear_growth(&self, from: Bytes, to: Bytes) -> Result<()> {
+        if let Health::Failed { evidence } = &self.health {
+            return Err(Error::Unhealthy(format!("group {} lets no volume grow: {evidence}", self.name)));
+        }
+        let room = self.promise().min(self.free.saturating_sub(REALLY_FREE));
+        let largest = from.saturating_add(room).round_down(self.extent);
+        match to.checked_round_up(self.extent) {
+            Some(rounded) if rounded <= largest => Ok(()),
+            _ => Err(self.no_room(to, largest, self.room_detail())),
+        }
+    }
+
     /// The largest exclusive volume that could be made: the largest disk with nobody on it.
     #[must_use]
     pub fn largest_exclusive(&self) -> Bytes {

@@ -51,6 +51,8 @@ pub const EXPAND_FAILED: &str = "ExpandVolumeFailed";
 pub const DELETE_SUCCESS: &str = "DeleteVolumeSuccess";
 /// `LogicVolume`: the volume could not be removed.
 pub const DELETE_FAILED: &str = "DeleteVolumeFailed";
+/// `LogicVolume`: its volume, which the Go Carina made, is Carina's from now on.
+pub const ADOPTED: &str = "VolumeAdopted";
 /// A volume is kept although its object was deleted.
 pub const VOLUME_KEPT: &str = "VolumeKept";
 /// A node's agent doesn't answer.

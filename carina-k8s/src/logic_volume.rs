@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use carina_core::{
-    Bytes, ClaimName, GroupName, GroupSelector, SizeRange, VolumeId, VolumeName, VolumeRequest, VolumeType, Wipe,
+    Adoption, Bytes, ClaimName, GroupName, GroupSelector, SizeRange, VolumeId, VolumeName, VolumeRequest, VolumeType,
+    Wipe,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::{CustomResource, KubeSchema, ResourceExt};
@@ -29,6 +30,8 @@ pub const SIZE_LIMIT: &str = "carina.storage.io/size-limit";
 pub const EXPANSION_LIMIT: &str = "carina.storage.io/expansion-limit";
 /// `none` if a deletion may leave the volume's blocks as they are.
 pub const WIPE: &str = "carina.storage.io/wipe";
+/// The Go Carina's mark of both halves of a bcache volume, which this one doesn't serve.
+pub const CACHE_RATIO: &str = "carina.storage.io/cache-disk-ratio";
 /// The name that the volume was asked for by, where that cannot be the name of an object.
 pub const VOLUME_NAME: &str = "carina.storage.io/volume-name";
 
@@ -199,13 +202,17 @@ impl LogicVolume {
         }
     }
 
-    /// The group that the volume is to be in.
+    /// The group that the volume is to be in. The Go Carina wrote the disk of a raw volume behind it.
     ///
     /// # Errors
     /// If it cannot be the name of a group.
     pub fn group(&self) -> Result<GroupName, BadField> {
         let group = &self.spec.device_group;
-        group.parse().map_err(|e: carina_core::Error| bad("spec.deviceGroup", group, e))
+        let name = match self.volume_type() {
+            Ok(VolumeType::Raw) => group.split_once('/').map_or(group.as_str(), |(name, _)| name),
+            _ => group,
+        };
+        name.parse().map_err(|e: carina_core::Error| bad("spec.deviceGroup", group, e))
     }
 
     /// The sizes that would do.
@@ -247,6 +254,24 @@ impl LogicVolume {
                 Some(other) => return Err(bad_annotation(WIPE, other, "it can be zero or none")),
             },
             ..VolumeRequest::new(self.volume_name()?, self.size()?)
+        })
+    }
+
+    /// What this object says of a volume that the Go Carina made.
+    ///
+    /// # Errors
+    /// The first field that makes no sense, or that says that it is one of a kind that isn't served.
+    pub fn adoption(&self) -> Result<Adoption, BadField> {
+        if let Some(ratio) = self.annotation(CACHE_RATIO) {
+            return Err(bad_annotation(CACHE_RATIO, ratio, "bcache volumes of the Go Carina are left alone for now"));
+        }
+        let asked = self.request()?;
+        Ok(Adoption {
+            name: asked.name,
+            volume_type: asked.volume_type,
+            group: self.group()?,
+            size: asked.size.required(),
+            exclusive: asked.exclusive,
         })
     }
 
@@ -367,6 +392,8 @@ mod tests {
         object.spec.size = "20Gi".into();
         assert_eq!(object.request().unwrap_err().field, "spec.size", "above its limit");
         object.spec.size = "10Gi".into();
+        object.spec.device_group = "raw/sdb".into();
+        assert_eq!(object.request().unwrap_err().field, "spec.deviceGroup", "LVM has no disks behind its groups");
         object.spec.device_group = "no group".into();
         assert_eq!(object.request().unwrap_err().field, "spec.deviceGroup");
         object.metadata.annotations = Some(BTreeMap::from([(VOLUME_TYPE.to_owned(), "host".to_owned())]));

@@ -12,7 +12,7 @@ use carina_core::exec::Command;
 use carina_core::{Bytes, VolumeId};
 
 use crate::report::COLUMNS;
-use crate::tags::OWNER;
+use crate::tags::{OWNER, WIPING};
 
 /// How LVM is to be called on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,9 +189,45 @@ pub fn remove_spare(scope: &Scope<'_>, name: &str, size: Bytes) -> Command {
     scope.command("lvremove", ["--yes", "--select", &selection, scope.group])
 }
 
+/// Puts tags on a group that is adopted.
+pub fn vg_tag(scope: &Scope<'_>, tags: &[String]) -> Command {
+    let args = tags.iter().flat_map(|tag| ["--addtag", tag]).chain([scope.group]);
+    scope.command("vgchange", args)
+}
+
+/// Puts tags on a volume or pool that is adopted, in one commit.
+pub fn tag(scope: &Scope<'_>, volume: &str, tags: &[String]) -> Command {
+    scope.command("lvchange", tags.iter().flat_map(|tag| ["--addtag", tag])).and([scope.path(volume)])
+}
+
+/// Takes extents for a linear volume to grow by, as a volume of their own until they are zeroed.
+pub fn create_part(scope: &Scope<'_>, name: &str, size: Bytes) -> Command {
+    let size = bytes(size);
+    let mut args = vec!["--yes", "--type", "linear", "--wipesignatures", "n", "--zero", "n"];
+    args.extend(["--addtag", OWNER, "--addtag", WIPING, "--name", name, "--size", &size, scope.group]);
+    scope.command("lvcreate", args)
+}
+
+/// The extents under a volume, as LVM's commands take them.
+pub fn extents(scope: &Scope<'_>, volume: &str) -> Command {
+    scope.command("lvs", ["--noheadings", "-o", "seg_pe_ranges"]).and([scope.path(volume)]).deadline(REPORT)
+}
+
+/// Grows a linear volume over these extents.
+pub fn extend_onto(scope: &Scope<'_>, id: &VolumeId, size: Bytes, extents: &[&str]) -> Command {
+    let places = std::iter::once(scope.path(id.as_str())).chain(extents.iter().map(|extent| (*extent).to_owned()));
+    scope.command("lvextend", ["--size", &bytes(size)]).and(places)
+}
+
+/// Removes a linear volume of ours that was zeroed, if it is one that was to be.
+pub fn remove_wiped(scope: &Scope<'_>, name: &str) -> Command {
+    let selection = format!("lv_name=\"{name}\" && tags={{\"{OWNER}\"}} && tags={{\"{WIPING}\"}}");
+    scope.command("lvremove", ["--yes", "--select", &selection, scope.group])
+}
+
 /// Brings one volume up.
-pub fn activate(scope: &Scope<'_>, id: &VolumeId) -> Command {
-    scope.command("lvchange", ["--activate", "y", "--poll", "n"]).and([scope.path(id.as_str())])
+pub fn activate(scope: &Scope<'_>, volume: &str) -> Command {
+    scope.command("lvchange", ["--activate", "y", "--poll", "n"]).and([scope.path(volume)])
 }
 
 /// Takes a pool's part down that a killed command left up by itself: it keeps the pool down.

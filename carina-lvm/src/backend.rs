@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use carina_core::discover::{self, Sysfs};
 use carina_core::exec::CommandRunner;
 use carina_core::{
-    Bytes, Capabilities, DEFAULT_RESERVE, DeviceGroup, Disk, Drain, DrainBy, DrainStep, Error, FormatRecord, GroupName,
-    Holding, PlanStep, PlannedDisk, Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName,
-    VolumeRequest, VolumeType,
+    Adoption, Bytes, Capabilities, DEFAULT_RESERVE, DeviceGroup, Disk, Drain, DrainBy, DrainStep, Error, Foreign,
+    FormatRecord, GroupName, Holding, PlanStep, PlannedDisk, Recovery, Result, SizeRange, Volume, VolumeBackend,
+    VolumeId, VolumeName, VolumeRequest, VolumeType, Zeroing,
 };
 use tokio::sync::OnceCell;
 
@@ -19,6 +19,7 @@ use crate::groups::{Group, Groups, Picture};
 use crate::layout::OurVolume;
 use crate::members::blocking;
 use crate::tags;
+use crate::wipe::Wipes;
 
 /// Where udevd listens when it runs.
 const UDEV: &str = "/run/udev/control";
@@ -42,13 +43,15 @@ impl Default for LvmConfig {
     }
 }
 
-/// Volumes on LVM2: each in a thin pool of its own.
+/// Volumes on LVM2: each in a thin pool of its own. A handle: clones are the same backend.
+#[derive(Clone)]
 pub struct LvmBackend {
     runner: Arc<dyn CommandRunner>,
-    groups: Groups,
+    groups: Arc<Groups>,
     config: LvmConfig,
     sysfs: Sysfs,
-    dialect: OnceCell<Dialect>,
+    dialect: Arc<OnceCell<Dialect>>,
+    wipes: Arc<Wipes>,
 }
 
 impl LvmBackend {
@@ -63,8 +66,8 @@ impl LvmBackend {
                 cluster.chars().take(80).collect::<String>()
             )));
         }
-        let groups = Groups::new(Arc::clone(&runner));
-        Ok(Self { runner, groups, config, sysfs: Sysfs::host(), dialect: OnceCell::new() })
+        let groups = Arc::new(Groups::new(Arc::clone(&runner)));
+        Ok(Self { runner, groups, config, sysfs: Sysfs::host(), dialect: Arc::default(), wipes: Arc::default() })
     }
 
     pub(crate) fn runner(&self) -> &dyn CommandRunner {
@@ -73,6 +76,10 @@ impl LvmBackend {
 
     pub(crate) fn sysfs(&self) -> &Sysfs {
         &self.sysfs
+    }
+
+    pub(crate) fn wipes(&self) -> &Wipes {
+        &self.wipes
     }
 
     pub(crate) fn minimum_disk(&self) -> Bytes {
@@ -234,6 +241,18 @@ impl VolumeBackend for LvmBackend {
 
     async fn detach(&self, _id: &VolumeId) -> Result<()> {
         Ok(())
+    }
+
+    async fn foreign(&self) -> Result<Vec<Foreign>> {
+        self.foreign_volumes().await
+    }
+
+    async fn adopt(&self, claim: &Adoption) -> Result<Volume> {
+        self.adopt_volume(claim).await
+    }
+
+    async fn background(&self) -> Result<Vec<Zeroing>> {
+        self.zeroing().await
     }
 
     async fn record_format(&self, id: &VolumeId, record: FormatRecord) -> Result<()> {

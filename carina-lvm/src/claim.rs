@@ -96,10 +96,12 @@ impl LvmBackend {
 
 /// A group of the name that isn't ours stands in the way.
 fn check_name(name: &GroupName, picture: &Picture, what: &str) -> Result<()> {
-    let Some(foreign) = picture.foreign.iter().find(|foreign| foreign.name == name.as_str()) else { return Ok(()) };
+    let Some(foreign) = picture.foreign.iter().find(|foreign| foreign.layout.name == name.as_str()) else {
+        return Ok(());
+    };
     // The Go Carina tagged a group with its own name.
-    let whose = if foreign.tags.iter().any(|tag| tag == name.as_str()) {
-        "looks like one of the Go Carina and was not adopted"
+    let whose = if foreign.layout.tags.iter().any(|tag| tag == name.as_str()) {
+        "looks like one of the Go Carina, of which nothing has been adopted,"
     } else {
         "is not Carina's"
     };

@@ -89,9 +89,9 @@ pub fn group_health(group: &Group, stuck: Option<String>, kernel: &Result<BTreeM
 /// Why device-mapper can't be asked, in words.
 pub fn pool_counts(group: &Group) -> Result<BTreeMap<String, u64>, String> {
     let mut counts = BTreeMap::new();
-    for volume in group.layout().our_volumes().into_values() {
-        if let Some(count) = pool_status(&group.layout().name, &volume.pool)?.and_then(|status| status.transaction) {
-            counts.insert(volume.pool, count);
+    for pool in group.layout().our_volumes().into_values().filter_map(|volume| volume.pool) {
+        if let Some(count) = pool_status(&group.layout().name, &pool.name)?.and_then(|status| status.transaction) {
+            counts.insert(pool.name, count);
         }
     }
     Ok(counts)
@@ -123,28 +123,31 @@ pub fn volume(name: &GroupName, group: &Group, ours: &OurVolume) -> Option<Volum
         health: Health::Ok,
     };
     let vg = &group.layout().name;
-    let asked = pool_status(vg, &ours.pool).and_then(|pool| Ok((pool, ask(&names::dm_name(vg, ours.id.as_str()))?)));
+    let status = ours.pool.as_ref().map_or(Ok(None), |pool| pool_status(vg, &pool.name));
+    let asked = status.and_then(|status| Ok((status, ask(&names::dm_name(vg, ours.id.as_str()))?)));
     match asked {
-        Ok((pool, Some(device))) => {
+        Ok((status, Some(device))) => {
             volume.device = node(vg, ours.id.as_str(), &device);
             match dm::thin_used(&device) {
                 Some(Ok(used)) => volume.used = Some(Bytes(used)),
                 Some(Err(words)) => volume.health = failed(words),
                 None => {}
             }
-            match pool {
+            match status {
                 Some(status) if status.trouble.is_some() => {
                     volume.health = failed(status.trouble.unwrap_or_default());
                 }
-                Some(status) if status.transaction.is_some_and(|count| count != ours.transaction) => {
+                Some(PoolStatus { transaction: Some(count), .. })
+                    if ours.pool.as_ref().is_some_and(|pool| pool.transaction != count) =>
+                {
                     volume.health = failed("LVM and the pool count its changes differently".to_owned());
                 }
                 _ => {}
             }
-            if !ours.zero && !volume.health.is_failed() {
+            if let Some(pool) = ours.pool.as_ref().filter(|pool| !pool.zero && !volume.health.is_failed()) {
                 let evidence = format!(
                     "its pool does not zero new blocks, so what another wrote may show: lvchange --zero y {vg}/{}",
-                    ours.pool
+                    pool.name
                 );
                 volume.health = Health::Degraded { evidence };
             }

@@ -46,13 +46,13 @@ struct Source {
 
 /// A group that isn't ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Foreign {
-    /// Its name.
-    pub name: String,
-    /// Its tags.
-    pub tags: Vec<String>,
-    /// Its devices.
+pub struct ForeignGroup {
+    /// What is in it.
+    pub layout: Layout,
+    /// Its devices that are there.
     pub devices: BTreeSet<PathBuf>,
+    /// What is wrong with its disks, in words.
+    pub problems: Vec<String>,
 }
 
 /// All groups of this node that can be seen.
@@ -61,7 +61,7 @@ pub struct Picture {
     /// Ours, by name.
     pub ours: BTreeMap<GroupName, Arc<Group>>,
     /// Those of others.
-    pub foreign: Vec<Foreign>,
+    pub foreign: Vec<ForeignGroup>,
     /// Physical volumes in no group, with their uuids.
     pub loose: BTreeMap<PathBuf, String>,
 }
@@ -147,7 +147,8 @@ impl Groups {
             members.extend(devices.iter().cloned());
             let name = layout.name.parse::<GroupName>();
             let (true, Ok(name)) = (layout.ours(), name) else {
-                picture.foreign.push(Foreign { name: layout.name.clone(), tags: layout.tags.clone(), devices });
+                let problems = problems(layout, &found);
+                picture.foreign.push(ForeignGroup { layout: layout.clone(), devices, problems });
                 continue;
             };
             let group = self.report(dialect, source, state, devices, &found).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use carina_core::{Bytes, PoolFigures, PoolShape, VolumeId};
+use carina_core::{Bytes, PoolFigures, PoolShape, VOLUME_PREFIX, VolumeId};
 
 use crate::names;
 use crate::tags::{self, Record};
@@ -73,29 +73,46 @@ pub enum Kind {
         /// Its pool.
         pool: String,
     },
+    /// Extents of disks one after another, and nothing else.
+    Linear,
     /// Anything else.
     Other,
 }
 
-/// A volume of Carina's: a pool that carries its record, and the thin volume in it.
+/// A volume of Carina's: a pool that carries its record and the thin volume in it, or an adopted linear
+/// volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OurVolume {
-    /// Its id, and the thin volume's name.
+    /// Its id, and its name on disk.
     pub id: VolumeId,
-    /// Its pool's name.
-    pub pool: String,
     /// What is recorded of it.
     pub record: Record,
-    /// The thin volume's size; `None` if there is only the pool.
+    /// Its size; `None` if there is only the pool.
     pub size: Option<Bytes>,
-    /// The pool's figures; `None` if what has the pool's name is no pool (yet).
+    /// Its pool; `None` of a linear volume.
+    pub pool: Option<OwnPool>,
+}
+
+/// The pool of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnPool {
+    /// Its name.
+    pub name: String,
+    /// Its figures; `None` if what has its name is no pool (yet).
     pub figures: Option<PoolFigures>,
-    /// LVM's count of changes to the pool's thin volumes.
+    /// LVM's count of changes to its thin volumes.
     pub transaction: u64,
-    /// How many thin volumes there are in the pool, this one and its snapshots.
+    /// How many thin volumes there are in it, the volume and its snapshots.
     pub thins: usize,
-    /// Whether the pool zeroes new blocks.
+    /// Whether it zeroes new blocks.
     pub zero: bool,
+}
+
+impl OurVolume {
+    /// The logical volume whose tags are the record: its pool, or itself where it has none.
+    pub fn carrier(&self) -> &str {
+        self.pool.as_ref().map_or(self.id.as_str(), |pool| &pool.name)
+    }
 }
 
 impl Layout {
@@ -126,9 +143,40 @@ impl Layout {
                 _ => (None, 0, false),
             };
             let thins = thins.get(name.as_str()).copied().unwrap_or_default();
-            Some((id.clone(), OurVolume { id, pool: name.clone(), record, size, figures, transaction, thins, zero }))
+            let pool = Some(OwnPool { name: name.clone(), figures, transaction, thins, zero });
+            Some((id.clone(), OurVolume { id, record, size, pool }))
         });
-        ours.collect()
+        let linear = self.volumes.iter().filter_map(|(name, volume)| {
+            let it_is = volume.kind == Kind::Linear && volume.visible && name.starts_with(VOLUME_PREFIX);
+            let id: VolumeId = name.parse().ok().filter(|_| it_is && !tags::wiping(&volume.tags))?;
+            let record = Record::from_tags(&id, &volume.tags)?;
+            Some((id.clone(), OurVolume { id, record, size: Some(volume.size), pool: None }))
+        });
+        linear.chain(ours).collect()
+    }
+
+    /// Volumes called as Carina calls its own that don't carry its mark: each with its pool, where it has one
+    /// of its own, and its size.
+    pub fn unmarked_volumes(&self) -> Vec<(VolumeId, Option<String>, Bytes)> {
+        let unmarked = |(name, volume): (&String, &LogicalVolume)| {
+            let id: VolumeId = name.parse().ok()?;
+            let own = names::pool(&id).filter(|_| volume.visible && !tags::ours(&volume.tags))?;
+            let pool = match &volume.kind {
+                Kind::Linear => None,
+                Kind::Thin { pool } if *pool == own && !tags::ours(&self.volumes.get(pool)?.tags) => Some(own),
+                _ => return None,
+            };
+            Some((id, pool, volume.size))
+        };
+        self.volumes.iter().filter_map(unmarked).collect()
+    }
+
+    /// Linear volumes of ours that are volumes no more: what is to be zeroed and removed, with its size.
+    pub fn wiping(&self) -> Vec<(String, Bytes)> {
+        let wiped = self.volumes.iter().filter(|(_, volume)| {
+            volume.kind == Kind::Linear && volume.visible && tags::ours(&volume.tags) && tags::wiping(&volume.tags)
+        });
+        wiped.map(|(name, volume)| (name.clone(), volume.size)).collect()
     }
 
     /// The sum of the sizes of all volumes, those that are not ours included: of each pool the larger
@@ -143,8 +191,8 @@ impl Layout {
                     let thins = &mut pools.entry(pool).or_default().1;
                     *thins = thins.saturating_add(volume.size);
                 }
-                Kind::Other if volume.visible => others = others.saturating_add(volume.size),
-                Kind::Other => {}
+                Kind::Linear | Kind::Other if volume.visible => others = others.saturating_add(volume.size),
+                Kind::Linear | Kind::Other => {}
             }
         }
         pools.values().map(|(data, thins)| *data.max(thins)).chain([others]).sum()
@@ -160,7 +208,7 @@ impl Layout {
         let count = self.volumes.iter().filter(|(name, v)| match &v.kind {
             Kind::Thin { .. } => true,
             Kind::Pool { .. } => !used.contains(name.as_str()),
-            Kind::Other => v.visible,
+            Kind::Linear | Kind::Other => v.visible,
         });
         count.count() as u64
     }

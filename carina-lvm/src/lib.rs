@@ -6,9 +6,13 @@
 //! expansion. Reading costs none: the layout is kept, and read again from the disks' own metadata when
 //! its header says that it changed.
 //!
+//! Volumes of the Go Carina (thin ones of the same layout, and linear ones) are adopted once the cluster
+//! names them.
+//!
 //! State lives on the disks alone. The tags of a group and of a pool say that Carina made them, and are the
 //! record of the volume; what lacks the tag is never touched. [`LvmBackend`] is the door.
 
+mod adopt;
 mod argv;
 mod backend;
 mod claim;
@@ -19,6 +23,7 @@ mod figures;
 mod groups;
 mod header;
 mod layout;
+mod linear;
 mod members;
 mod mend;
 mod names;
@@ -27,5 +32,7 @@ mod report;
 mod tags;
 mod text;
 mod volumes;
+mod wipe;
+mod zero;
 
 pub use backend::{LvmBackend, LvmConfig};

@@ -33,6 +33,7 @@ impl LvmBackend {
             |uuid: &String| picture.ours.values().any(|group| tags::is_set_aside(&group.layout().tags, uuid));
         let loose: BTreeSet<PathBuf> =
             picture.loose.iter().filter(|(_, uuid)| !set_aside(uuid)).map(|(device, _)| device.clone()).collect();
+        self.start_wipes().await?;
         if !loose.is_empty() {
             recovery.for_a_person.push(format!(
                 "{} are LVM physical volumes in no group, as a claim that was cut leaves them; they are claimed once \
@@ -81,8 +82,9 @@ impl LvmBackend {
         let kernel = self.kernel(group).await?.map_err(Error::Precondition)?;
         let scope = group.scope(self.dialect().await?);
         let ours = group.layout().our_volumes();
-        for volume in ours.values().filter(|volume| !kernel.contains_key(&volume.pool)) {
-            for (device, part) in names::dm_parts(&group.layout().name, &volume.pool) {
+        let pools = ours.values().filter_map(|volume| volume.pool.as_ref());
+        for pool in pools.filter(|pool| !kernel.contains_key(&pool.name)) {
+            for (device, part) in names::dm_parts(&group.layout().name, &pool.name) {
                 if figures::ask(&device).map_err(Error::Precondition)?.is_some_and(|device| device.open_count == 0) {
                     tracing::info!("{}: taking {part} down, which a killed command left up", group.layout().name);
                     self.runner().run(&argv::deactivate_part(&scope, &part)).await?;
@@ -104,9 +106,9 @@ impl LvmBackend {
     async fn inactive(&self, group: &Group) -> Result<Vec<String>> {
         let kernel = self.kernel(group).await?.map_err(Error::Precondition)?;
         let ours = group.layout().our_volumes();
-        let pools =
-            ours.values().filter(|v| v.figures.is_some() && !kernel.contains_key(&v.pool)).map(|v| v.pool.clone());
-        let mut inactive: Vec<String> = pools.collect();
+        let pools = ours.values().filter_map(|v| v.pool.as_ref()).filter(|pool| pool.figures.is_some());
+        let mut inactive: Vec<String> =
+            pools.filter(|pool| !kernel.contains_key(&pool.name)).map(|pool| pool.name.clone()).collect();
         for volume in ours.values().filter(|v| v.size.is_some()) {
             let name = names::dm_name(&group.layout().name, volume.id.as_str());
             if figures::ask(&name).map_err(Error::Precondition)?.is_none() {

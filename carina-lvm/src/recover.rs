@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use carina_core::{Bytes, VolumeId};
 
-use crate::layout::{Kind, OurVolume};
+use crate::layout::{Kind, OurVolume, OwnPool};
 use crate::tags::OWNER;
 use crate::text::Text;
 
@@ -71,9 +71,11 @@ pub fn findings(text: &Text, kernel: &BTreeMap<String, u64>) -> Vec<Finding> {
 }
 
 fn finding(group: &str, volume: &OurVolume, text: &Text, kernel: &BTreeMap<String, u64>) -> Option<Finding> {
-    let OurVolume { id, pool, transaction, thins, .. } = volume;
+    // A linear volume is there or isn't: it has no half states.
+    let OwnPool { name: pool, figures, transaction, thins, .. } = volume.pool.as_ref()?;
+    let id = &volume.id;
     let mend = |mend, words: &str| Some(Finding::Mend { mend, words: format!("{group}: {words}") });
-    if volume.figures.is_none() {
+    if figures.is_none() {
         let name = pool.clone();
         return mend(Mend::Beginning { name }, &format!("the creation of {id} had only begun and was undone"));
     }
@@ -84,7 +86,7 @@ fn finding(group: &str, volume: &OurVolume, text: &Text, kernel: &BTreeMap<Strin
                 Mend::Pool { pool: pool.clone(), thins: 0 },
                 &format!("{pool} had no volume in it and was removed"),
             ),
-            Some(ids) => Some(Finding::Person { words: apart(group, volume, ids) }),
+            Some(ids) => Some(Finding::Person { words: apart(group, volume, pool, *transaction, ids) }),
             None => Some(Finding::Person {
                 words: format!(
                     "{group}: {pool} has no volume in it and could not be activated; look at `lvs -a {group}` and \
@@ -105,12 +107,12 @@ fn finding(group: &str, volume: &OurVolume, text: &Text, kernel: &BTreeMap<Strin
             &format!("{id} was noted down and never made in its pool; it was removed"),
         );
     }
-    Some(Finding::Person { words: apart(group, volume, in_pool) })
+    Some(Finding::Person { words: apart(group, volume, pool, *transaction, in_pool) })
 }
 
 /// What to tell a person of a pool whose count of changes isn't LVM's.
-fn apart(group: &str, volume: &OurVolume, in_pool: u64) -> String {
-    let OurVolume { id, pool, transaction, .. } = volume;
+fn apart(group: &str, volume: &OurVolume, pool: &str, transaction: u64, in_pool: u64) -> String {
+    let id = &volume.id;
     format!(
         "{group}: LVM counts {transaction} changes in {pool} and the pool itself {in_pool}, so its metadata may have \
          been rolled back, and {id} with it. Carina touches neither. Compare `lvs -a -o+transaction_id {group}` with \
@@ -135,7 +137,7 @@ fn spare(text: &Text) -> Option<Finding> {
         name.strip_prefix("lvol").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
             && volume.visible
             && volume.tags.is_empty()
-            && volume.kind == Kind::Other
+            && volume.kind == Kind::Linear
             && volume.size == size
     });
     let (name, _) = spare.filter(|_| by_us && text.layout.metadata_spare().is_zero())?;
@@ -245,7 +247,7 @@ mod tests {
     fn an_unfinished_spare_is_known_by_its_writer() {
         let mut text = group(1, 1, false, None);
         text.layout.volumes.clear();
-        let spare = LogicalVolume { tags: vec![], size: Bytes::mib(4), visible: true, kind: Kind::Other };
+        let spare = LogicalVolume { tags: vec![], size: Bytes::mib(4), visible: true, kind: Kind::Linear };
         text.layout.volumes.insert("lvol0".to_owned(), spare);
         assert_eq!(findings(&text, &BTreeMap::new()), [], "an operator's own volume");
         text.writer = "Write from lvcreate --poolmetadatasize 4194304b --addtag carina.io --name volume-a --thinpool \

@@ -50,16 +50,16 @@ pub fn parse(json: &[u8]) -> Result<Vec<Layout>, String> {
 fn layout(group: &Group) -> Result<Layout, String> {
     let vg = group.vg.first().ok_or("LVM's report has no group")?;
     // A hidden volume stands in brackets, a volume of several segments in several rows.
-    let mut segments: BTreeMap<String, &Row> = BTreeMap::new();
+    let mut segments: BTreeMap<String, Vec<&Row>> = BTreeMap::new();
     for row in &group.seg {
-        segments.entry(bare(text(row, "lv_name")?)).or_insert(row);
+        segments.entry(bare(text(row, "lv_name")?)).or_default().push(row);
     }
     let mut volumes = BTreeMap::new();
     for row in &group.lv {
         let shown = text(row, "lv_name")?;
         let name = bare(shown);
         let kind = match segments.get(&name) {
-            Some(segment) => kind(row, segment)?,
+            Some(segments) => kind(row, segments)?,
             None => Kind::Other,
         };
         let volume = LogicalVolume {
@@ -90,7 +90,11 @@ fn layout(group: &Group) -> Result<Layout, String> {
     })
 }
 
-fn kind(volume: &Row, segment: &Row) -> Result<Kind, String> {
+fn kind(volume: &Row, segments: &[&Row]) -> Result<Kind, String> {
+    let Some(segment) = segments.first() else { return Ok(Kind::Other) };
+    if segments.iter().all(|segment| text(segment, "segtype") == Ok("linear")) {
+        return Ok(Kind::Linear);
+    }
     Ok(match text(segment, "segtype")? {
         "thin-pool" => Kind::Pool {
             chunk: bytes(segment, "chunk_size")?,

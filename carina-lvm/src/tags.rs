@@ -19,11 +19,18 @@ const NAME: &str = "carina.io/name=";
 const CLUSTER: &str = "carina.io/cluster=";
 const SIZE: &str = "carina.io/size=";
 const FORMAT: &str = "carina.io/fs=";
+/// The tag of a linear volume that was deleted, or of space that is to join one, until it is zeroed.
+pub const WIPING: &str = "carina.io/wiping";
 const QUARANTINED: &str = "carina.io/quarantined=";
 
 /// Whether these tags say that Carina made it.
 pub fn ours(tags: &[String]) -> bool {
     tags.iter().any(|tag| tag == OWNER)
+}
+
+/// Whether these tags say that it is to be zeroed and removed.
+pub fn wiping(tags: &[String]) -> bool {
+    tags.iter().any(|tag| tag == WIPING)
 }
 
 /// The tags of a new group.

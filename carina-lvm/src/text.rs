@@ -101,7 +101,7 @@ impl Text {
                 }
             }
             let size = extent.checked_mul(size).ok_or_else(|| missing("a size that can be"))?;
-            let kind = section.section("segment1").map_or(Kind::Other, kind);
+            let kind = kind(section);
             let visible = section.texts("status").contains(&"VISIBLE");
             let tags = strings(section.texts("tags"));
             volumes.insert(volume.to_owned(), LogicalVolume { tags, size, visible, kind });
@@ -155,7 +155,15 @@ fn areas(segment: &Section, count: u64) -> Vec<(&str, u64, u64)> {
     striped.chain(mirrored).collect()
 }
 
-fn kind(segment: &Section) -> Kind {
+/// What a logical volume is, by its first segment; linear only if all of them are.
+fn kind(volume: &Section) -> Kind {
+    let linear =
+        |segment: &Section| segment.text("type") == Some("striped") && segment.number("stripe_count").unwrap_or(1) == 1;
+    let mut segments = volume.sections().filter(|(name, _)| name.starts_with("segment")).map(|(_, segment)| segment);
+    let Some(segment) = volume.section("segment1") else { return Kind::Other };
+    if segments.all(linear) {
+        return Kind::Linear;
+    }
     let text = |key| segment.text(key).unwrap_or_default().to_owned();
     match segment.text("type") {
         Some("thin-pool") => Kind::Pool {
@@ -206,9 +214,10 @@ mod tests {
         let ids: Vec<&str> = ours.keys().map(|id| id.as_str()).collect();
         assert_eq!(ids, ["volume-b", "volume-pvc-1"]);
         let b = &ours[&"volume-b".parse().unwrap()];
-        assert_eq!((b.thins, b.transaction, b.zero), (2, 2, true));
+        let pool = b.pool.as_ref().unwrap();
+        assert_eq!((pool.thins, pool.transaction, pool.zero), (2, 2, true));
         assert_eq!(b.record.asked, Some(Bytes(30_000_000_000)));
-        let figures = b.figures.as_ref().unwrap();
+        let figures = pool.figures.as_ref().unwrap();
         assert_eq!((figures.metadata, figures.shape.chunk), (Bytes::mib(8), Bytes(128 << 10)));
         assert_eq!(layout.metadata_spare(), Bytes::mib(8));
         // Both thin volumes of volume-b's pool count, and the operator's linear volume.

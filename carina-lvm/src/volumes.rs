@@ -10,11 +10,11 @@ use carina_core::{
     VolumeRequest,
 };
 
-use crate::argv;
+use crate::argv::{self, Scope};
 use crate::backend::LvmBackend;
 use crate::figures;
 use crate::groups::Group;
-use crate::layout::OurVolume;
+use crate::layout::{OurVolume, OwnPool};
 use crate::names;
 use crate::tags::{self, Record};
 
@@ -36,11 +36,11 @@ pub struct Place {
 impl Place {
     /// Whether LVM has yet to make the volume in its pool.
     fn is_unsettled(&self) -> bool {
-        let pending = self.group.text.pending.get(&self.volume.pool);
+        let pending = self.group.text.pending.get(self.volume.carrier());
         pending.is_some_and(|pending| pending.contains(self.volume.id.as_str()))
     }
 
-    fn volume(&self) -> Option<Volume> {
+    pub(crate) fn volume(&self) -> Option<Volume> {
         figures::volume(&self.name, &self.group, &self.volume)
     }
 }
@@ -56,7 +56,7 @@ impl LvmBackend {
         Ok(None)
     }
 
-    async fn whole(&self, id: &VolumeId) -> Result<Place> {
+    pub(crate) async fn whole(&self, id: &VolumeId) -> Result<Place> {
         let place = self.place(|volume| volume.id == *id).await?;
         let place = place.filter(|p| p.volume.size.is_some()).ok_or_else(|| not_found(id))?;
         self.check_cluster(&place.volume)?;
@@ -64,7 +64,7 @@ impl LvmBackend {
     }
 
     /// A volume that another cluster recorded is not this one's to change.
-    fn check_cluster(&self, volume: &OurVolume) -> Result<()> {
+    pub(crate) fn check_cluster(&self, volume: &OurVolume) -> Result<()> {
         match (&volume.record.cluster, self.cluster()) {
             (Some(theirs), Some(ours)) if theirs != ours => Err(Error::Precondition(format!(
                 "volume {} belongs to cluster {theirs} and this is {ours}; it is left alone",
@@ -104,6 +104,11 @@ impl LvmBackend {
         let what = format!("create {id} in {name}");
         let pool = names::pool(&id).ok_or_else(|| not_found(&id))?;
         for taken in [id.as_str(), pool.as_str()] {
+            if group.layout().wiping().iter().any(|(name, _)| name == taken) {
+                return Err(Error::Busy(format!(
+                    "{what}: the blocks of the volume that had this name are being zeroed; try again"
+                )));
+            }
             if group.layout().volumes.contains_key(taken) {
                 return Err(Error::AlreadyExists(format!(
                     "{what}: a logical volume {taken} is there that is none of Carina's; rename it (lvrename {name} \
@@ -173,12 +178,15 @@ impl LvmBackend {
     pub(crate) async fn expand_volume(&self, id: &VolumeId, size: SizeRange) -> Result<Volume> {
         let place = self.whole(id).await?;
         let Place { name, group, volume: ours } = &place;
+        let Some(OwnPool { name: pool_name, figures: pool, zero, .. }) = &ours.pool else {
+            return self.expand_linear(&place, size).await;
+        };
         let now = ours.size.unwrap_or_default();
         if now >= size.required() {
             let whole = place.volume().ok_or_else(|| not_found(id))?;
             return if size.contains(now) { Ok(whole) } else { Err(larger_already(id, now, size)) };
         }
-        let pool = ours.figures.clone().ok_or_else(|| not_found(id))?;
+        let pool = pool.clone().ok_or_else(|| not_found(id))?;
         let figures = self.device_group(name, group).await?;
         let to = size.in_extents(figures.extent)?;
         let what = format!("grow {id} in {name} to {to}");
@@ -189,8 +197,14 @@ impl LvmBackend {
         let dialect = self.dialect().await?;
         if pool.data < to {
             figures.admit_growth(&pool, pool.data, to)?;
+            if !zero {
+                return Err(Error::Precondition(format!(
+                    "{what}: its pool does not zero new blocks, so it would show what others wrote: lvchange --zero y \
+                     {name}/{pool_name}, then grow it again"
+                )));
+            }
             let more = (metadata > pool.metadata).then_some(metadata);
-            let command = argv::extend_pool(&group.scope(dialect), &ours.pool, to, more);
+            let command = argv::extend_pool(&group.scope(dialect), pool_name, to, more);
             let output = self.runner().run(&command).await?;
             if !output.success() {
                 self.check_metadata_grew(id, pool.metadata).await;
@@ -205,13 +219,14 @@ impl LvmBackend {
             return Err(failure(&what, &command, &output, name, to));
         }
         let after = self.whole(id).await?;
-        let data = after.volume.figures.as_ref().map_or(Bytes::ZERO, |figures| figures.data);
+        let figures = after.volume.pool.as_ref().and_then(|pool| pool.figures.as_ref());
+        let data = figures.map_or(Bytes::ZERO, |figures| figures.data);
         match after.volume() {
             Some(volume) if volume.size > data => Err(Error::Unhealthy(format!(
                 "{what}: the volume has {} and its pool {data}; grow the pool at once: lvextend -L {}b {name}/{}",
                 volume.size,
                 volume.size.get(),
-                after.volume.pool
+                after.volume.carrier()
             ))),
             Some(volume) if volume.size >= to => Ok(volume),
             _ => {
@@ -223,7 +238,7 @@ impl LvmBackend {
     /// A failed growth can leave a pool's metadata larger than it was: said loudly, for it costs space.
     async fn check_metadata_grew(&self, id: &VolumeId, before: Bytes) {
         if let Ok(after) = self.whole(id).await
-            && let Some(figures) = after.volume.figures
+            && let Some(figures) = after.volume.pool.and_then(|pool| pool.figures)
             && figures.metadata > before
         {
             tracing::warn!("the failed growth of {id} left its metadata at {} (before: {before})", figures.metadata);
@@ -236,27 +251,31 @@ impl LvmBackend {
         let Place { name, group, volume: ours } = &place;
         let what = format!("delete {id} in {name}");
         let scope = group.scope(self.dialect().await?);
-        let command = match (ours.size, ours.thins) {
+        let in_use = || {
+            Error::InUse(format!("volume {id} is mounted or held open; unmount it (unstage it) before it is deleted"))
+        };
+        let Some(OwnPool { name: pool, thins, .. }) = &ours.pool else {
+            return if self.is_closed(&names::dm_name(name.as_str(), id.as_str())).await? {
+                self.delete_linear(&place).await
+            } else {
+                Err(in_use())
+            };
+        };
+        let command = match (ours.size, *thins) {
             // Its pool alone: what a cut create left, which LVM's own words must agree on.
             (None, 0) => {
                 self.mend(name, group).await?;
                 let left = self.place(|volume| volume.id == *id).await?.is_some();
                 return if left {
-                    Err(Error::Unhealthy(format!(
-                        "{what}: its pool {} needs a person; see the group's health",
-                        ours.pool
-                    )))
+                    Err(Error::Unhealthy(format!("{what}: its pool {pool} needs a person; see the group's health")))
                 } else {
                     Ok(())
                 };
             }
             // The volume is gone; its pool stays for the snapshots.
             (None, _) => return Ok(()),
-            (Some(_), 1) => argv::remove_pool(&scope, &ours.pool, 1),
-            (Some(_), _) => argv::remove_volume(&scope, id, &ours.pool),
-        };
-        let in_use = || {
-            Error::InUse(format!("volume {id} is mounted or held open; unmount it (unstage it) before it is deleted"))
+            (Some(_), 1) => argv::remove_pool(&scope, pool, 1),
+            (Some(_), _) => argv::remove_volume(&scope, id, pool),
         };
         if !self.is_closed(&names::dm_name(name.as_str(), id.as_str())).await? {
             return Err(in_use());
@@ -296,7 +315,8 @@ impl LvmBackend {
     /// A volume of that name that isn't ours is not "removed already".
     async fn check_foreign(&self, id: &VolumeId) -> Result<()> {
         for (name, group) in self.picture().await?.ours {
-            if group.layout().volumes.contains_key(id.as_str()) {
+            let there = group.layout().volumes.get(id.as_str());
+            if there.is_some_and(|volume| !tags::ours(&volume.tags)) {
                 return Err(Error::Precondition(format!(
                     "{id} in {name} does not carry Carina's tag ({}), so it is not deleted; remove it with lvremove if \
                      nobody needs it",
@@ -307,26 +327,33 @@ impl LvmBackend {
         Ok(())
     }
 
-    pub(crate) async fn attach_volume(&self, id: &VolumeId) -> Result<PathBuf> {
-        let place = self.whole(id).await?;
-        let name = names::dm_name(place.name.as_str(), id.as_str());
-        let what = format!("activate {id} in {}", place.name);
+    /// The device node of a logical volume, which is activated if it isn't active.
+    pub(crate) async fn node(&self, scope: &Scope<'_>, volume: &str, what: &str) -> Result<PathBuf> {
+        let name = names::dm_name(scope.group, volume);
         if figures::ask(&name).map_err(Error::Precondition)?.is_none() {
-            let command = argv::activate(&place.group.scope(self.dialect().await?), id);
+            let command = argv::activate(scope, volume);
             let output = self.runner().run(&command).await?;
             if !output.success() {
-                return Err(failure(&what, &command, &output, &place.name, Bytes::ZERO));
+                return Err(output.failure(what, &command, true).into());
             }
         }
-        let volume = place.volume().ok_or_else(|| not_found(id))?;
-        if let Some(evidence) = volume.health.evidence().filter(|_| volume.health.is_failed()) {
-            return Err(Error::Unhealthy(format!("{what}: {evidence}")));
-        }
-        volume.device.ok_or_else(|| {
+        let device = figures::ask(&name).map_err(Error::Precondition)?;
+        device.and_then(|device| figures::node(scope.group, volume, &device)).ok_or_else(|| {
             Error::Precondition(format!(
                 "{what}: it is active and has no device node; is the host's /dev mounted, and does udevd run?"
             ))
         })
+    }
+
+    pub(crate) async fn attach_volume(&self, id: &VolumeId) -> Result<PathBuf> {
+        let place = self.whole(id).await?;
+        let what = format!("activate {id} in {}", place.name);
+        let node = self.node(&place.group.scope(self.dialect().await?), id.as_str(), &what).await?;
+        let volume = place.volume().ok_or_else(|| not_found(id))?;
+        if let Some(evidence) = volume.health.evidence().filter(|_| volume.health.is_failed()) {
+            return Err(Error::Unhealthy(format!("{what}: {evidence}")));
+        }
+        Ok(node)
     }
 
     pub(crate) async fn record(&self, id: &VolumeId, record: FormatRecord) -> Result<()> {
@@ -335,10 +362,10 @@ impl LvmBackend {
             return Ok(());
         }
         let what = format!("record {id} in {} as {record}", place.name);
-        let pool = place.group.layout().volumes.get(&place.volume.pool);
+        let pool = place.group.layout().volumes.get(place.volume.carrier());
         let old: Vec<String> = pool.map(|pool| tags::format_tags(&pool.tags).cloned().collect()).unwrap_or_default();
         let scope = place.group.scope(self.dialect().await?);
-        let command = argv::retag(&scope, &place.volume.pool, old.iter(), Some(&tags::format_tag(record)));
+        let command = argv::retag(&scope, place.volume.carrier(), old.iter(), Some(&tags::format_tag(record)));
         let output = self.runner().run(&command).await?;
         if output.success() && self.whole(id).await?.volume.record.format == Some(record) {
             return Ok(());
@@ -349,7 +376,7 @@ impl LvmBackend {
     /// Records since when a volume is in quarantine, or that it isn't: a tag of its pool.
     pub(crate) async fn record_quarantine(&self, id: &VolumeId, since: Option<u64>) -> Result<()> {
         let place = self.whole(id).await?;
-        let pool = place.group.layout().volumes.get(&place.volume.pool);
+        let pool = place.group.layout().volumes.get(place.volume.carrier());
         let old: Vec<String> = pool.map(|p| tags::quarantine_tags(&p.tags).cloned().collect()).unwrap_or_default();
         let new = since.map(tags::quarantine_tag);
         let off: Vec<&String> = old.iter().filter(|tag| Some(*tag) != new.as_ref()).collect();
@@ -359,7 +386,7 @@ impl LvmBackend {
         }
         let what = format!("record the quarantine of {id} in {}", place.name);
         let scope = place.group.scope(self.dialect().await?);
-        let command = argv::retag(&scope, &place.volume.pool, off.into_iter(), on);
+        let command = argv::retag(&scope, place.volume.carrier(), off.into_iter(), on);
         let output = self.runner().run(&command).await?;
         if output.success() && self.whole(id).await?.volume.record.quarantined == since {
             return Ok(());
@@ -374,12 +401,12 @@ impl LvmBackend {
     }
 }
 
-fn not_found(id: &VolumeId) -> Error {
+pub fn not_found(id: &VolumeId) -> Error {
     Error::NotFound(format!("there is no LVM volume {id} of Carina's on this node"))
 }
 
 /// The error for an expansion whose limit is below what the volume has.
-fn larger_already(id: &VolumeId, now: Bytes, asked: SizeRange) -> Error {
+pub fn larger_already(id: &VolumeId, now: Bytes, asked: SizeRange) -> Error {
     Error::OutOfRange(format!(
         "volume {id} has {now} already, above the limit of {}; volumes don't shrink",
         asked.limit().unwrap_or(now)
@@ -387,7 +414,7 @@ fn larger_already(id: &VolumeId, now: Bytes, asked: SizeRange) -> Error {
 }
 
 /// What a command that failed means. LVM ends with status 5 for nearly everything; its words tell.
-fn failure(what: &str, command: &Command, output: &Output, group: &GroupName, asked: Bytes) -> Error {
+pub fn failure(what: &str, command: &Command, output: &Output, group: &GroupName, asked: Bytes) -> Error {
     let words = output.stderr.to_lowercase();
     let failure = output.failure(what, command, true);
     if words.contains("insufficient free space") || words.contains("insufficient suitable allocatable") {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::libc;
 
 use crate::exec::{Command, CommandRunner, Output};
-use crate::{Disk, DiskKind, Signature};
+use crate::{Disk, DiskKind, Error, Signature};
 
 /// How long a probe may take; a sound disk answers in milliseconds.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -38,6 +38,18 @@ pub(super) async fn signature(disk: &Disk, number: &str, runner: &dyn CommandRun
         Ok(Ok(Err(problem))) => Signature::Unknown(problem),
         Ok(Err(error)) => Signature::Unknown(error.to_string()),
         Err(_) => Signature::Unknown(format!("reading it took more than {} s", DEADLINE.as_secs())),
+    }
+}
+
+/// What a probe of a device finds, whoever uses it.
+pub(super) async fn contents(device: &Path, scope: &str, runner: &dyn CommandRunner) -> crate::Result<Option<String>> {
+    let path = device.display().to_string();
+    let command = Command::new("blkid", ["-p", "-o", "export", path.as_str()]).deadline(DEADLINE).scope(scope);
+    let output = runner.run(&command).await?;
+    match read(&output, DiskKind::Partition) {
+        Signature::Found(what) => Ok(Some(what)),
+        Signature::Blank => Ok(None),
+        Signature::Unknown(problem) => Err(Error::Precondition(format!("probe {path}: {problem}"))),
     }
 }
 

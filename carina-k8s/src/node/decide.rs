@@ -1,6 +1,6 @@
 //! What a node does about one LogicVolume: a pure decision on the object and on what the disks have.
 
-use carina_core::{DeviceGroup, GroupName, NoCapacity, SizeRange, Volume, VolumeId, VolumeRequest};
+use carina_core::{Adoption, DeviceGroup, Foreign, GroupName, NoCapacity, SizeRange, Volume, VolumeId, VolumeRequest};
 
 use super::verdict::Verdict;
 use crate::condition::Finding;
@@ -14,6 +14,8 @@ pub struct Found {
     pub volume: Option<Volume>,
     /// The groups of the node.
     pub groups: Vec<DeviceGroup>,
+    /// Where there is no volume: what the Go Carina left under that name.
+    pub foreign: Option<Foreign>,
 }
 
 /// What to do next. Each step ends in a change of the object or of the disks, after which the decision is
@@ -28,6 +30,8 @@ pub enum Decision {
     Create(Box<VolumeRequest>),
     /// Grow the volume.
     Expand(VolumeId, SizeRange),
+    /// Take over the volume, which the Go Carina made and this object names.
+    Adopt(Box<Adoption>),
     /// Remove the volume; then the object may go.
     Delete(VolumeId),
     /// Let the object go: nothing of it is on this node.
@@ -40,7 +44,8 @@ pub enum Decision {
 ///
 /// The rules that keep data: storage goes only by the deletion mark, never by a deletion alone; a volume
 /// that was made once and is not there is never made anew, because the empty one would be taken for it;
-/// nothing is done on a node that did not make it.
+/// nothing is done on a node that did not make it. A volume of the Go Carina becomes Carina's because an
+/// object names it, and only then is anything done to it.
 #[must_use]
 pub fn decide(object: &LogicVolume, node: &str, found: &Found) -> Decision {
     if object.spec.node_name != node {
@@ -80,6 +85,16 @@ fn decide_deleted(object: &LogicVolume, node: &str, found: &Found) -> Decision {
             ),
         ),
         None if !object.was_made() => Decision::Release,
+        None if found.foreign.is_some() && marked => adopt(object, found),
+        None if found.foreign.is_some() => keep(
+            "NotMarked",
+            format!(
+                "the object was deleted, and its volume, which the Go Carina made, is left alone with its data. Make the \
+                 object again to have it adopted, or delete the claim to delete the data as well; to remove both by \
+                 hand, annotate this object with {DELETE_STORAGE}={}",
+                object.metadata.uid.as_deref().unwrap_or_default()
+            ),
+        ),
         // It was there once. If its group is whole, it is gone; if not, it may come back with its disks.
         None => match whole_group(object, found) {
             Ok(()) if marked => Decision::Release,
@@ -122,6 +137,7 @@ fn decide_wanted(object: &LogicVolume, node: &str, found: &Found) -> Decision {
             )),
             _ => decide_size(object, volume, &asked, found),
         },
+        None if found.foreign.is_some() => adopt(object, found),
         None if object.was_made() => report(Verdict::kept(
             None,
             match whole_group(object, found) {
@@ -140,6 +156,14 @@ fn decide_wanted(object: &LogicVolume, node: &str, found: &Found) -> Decision {
             Some((group, false)) => report(Verdict::failed(no_such_group(group, &asked, found))),
             _ => Decision::Create(Box::new(asked)),
         },
+    }
+}
+
+/// Names a volume of the Go Carina as this object does.
+fn adopt(object: &LogicVolume, found: &Found) -> Decision {
+    match object.adoption() {
+        Ok(claim) => Decision::Adopt(Box::new(claim)),
+        Err(field) => Decision::Report(Box::new(unreadable(found, &field))),
     }
 }
 
@@ -191,8 +215,8 @@ fn made_elsewhere(object: &LogicVolume, node: &str) -> Option<String> {
 
 /// Whether the group that the volume was in is all there, so that a volume that isn't seen isn't there.
 fn whole_group(object: &LogicVolume, found: &Found) -> Result<(), String> {
-    let name = &object.spec.device_group;
-    match found.groups.iter().find(|group| group.name.as_str() == name) {
+    let name = object.group().map_err(|field| field.to_string())?;
+    match found.groups.iter().find(|group| group.name == name) {
         Some(group) if !group.health.is_failed() => Ok(()),
         Some(group) => Err(format!(
             "the volume is not seen, and group {name} failed: {}; bring its disks back",

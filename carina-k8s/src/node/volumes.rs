@@ -15,8 +15,9 @@ use tokio::sync::Notify;
 
 use super::decide::{Decision, Found, decide};
 use super::verdict::Verdict;
-use crate::event::{DELETE_SUCCESS, Recorder, Regarding};
-use crate::failure::{DELETED, RESIZED, reason};
+use crate::condition::Finding;
+use crate::event::{ADOPTED, DELETE_SUCCESS, Recorder, Regarding};
+use crate::failure::{DELETED, READY, RESIZED, reason};
 use crate::logic_volume::{FINALIZER, LogicVolume};
 
 /// How soon a volume with another operation in flight is looked at again.
@@ -25,6 +26,8 @@ const WHEN_BUSY: Duration = Duration::from_secs(1);
 const AFTER_ERROR: Duration = Duration::from_secs(2);
 /// How soon a deletion that failed is tried again.
 const AFTER_FAILED_DELETE: Duration = Duration::from_secs(10);
+/// How often the adoption of a volume that doesn't agree is tried again: it looks at every disk.
+const NOT_ADOPTED: Duration = Duration::from_secs(300);
 /// How often a volume in trouble is looked at on the disks; nothing is written while nothing changes.
 const IN_TROUBLE: Duration = Duration::from_secs(30);
 
@@ -142,6 +145,26 @@ impl Volumes {
                     }
                 }
             }
+            Decision::Adopt(claim) => {
+                let adopted = self.engine.adopt(*claim).await;
+                self.changed.notify_one();
+                match adopted {
+                    Ok(volume) => {
+                        let note = format!(
+                            "volume {} of the Go Carina, {} in {}, is Carina's from now on",
+                            volume.id, volume.size, volume.group
+                        );
+                        self.events.normal(Regarding::volume_and_claim(object), ADOPTED, note);
+                        self.report(object, Verdict::made(volume, Vec::new())).await?
+                    }
+                    Err(Error::Busy(_)) => Action::requeue(WHEN_BUSY),
+                    Err(error) => {
+                        let finding = Finding::bad(READY, "NotAdopted", error.to_string());
+                        self.report(object, Verdict::kept(None, finding)).await?;
+                        Action::requeue(NOT_ADOPTED)
+                    }
+                }
+            }
             Decision::Delete(id) => {
                 let gone = self.engine.delete(&id).await;
                 self.changed.notify_one();
@@ -168,7 +191,7 @@ impl Volumes {
     /// name could have got.
     async fn find(&self, object: &LogicVolume) -> Result<Found, Error> {
         let groups = self.engine.groups().await?;
-        let Ok(name) = object.volume_name() else { return Ok(Found { volume: None, groups }) };
+        let Ok(name) = object.volume_name() else { return Ok(Found { groups, ..Found::default() }) };
         let ids = object.volume_id().into_iter().chain([VolumeId::plain(&name), VolumeId::hashed(&name)]);
         let mut found: Option<Volume> = None;
         for id in ids {
@@ -181,7 +204,11 @@ impl Volumes {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Found { volume: found, groups })
+        let foreign = match &found {
+            Some(_) => None,
+            None => self.engine.foreign().await?.into_iter().find(|foreign| foreign.is_called(&name)),
+        };
+        Ok(Found { volume: found, groups, foreign })
     }
 
     /// Writes the status if it says something new, and tells of what changed for a person.

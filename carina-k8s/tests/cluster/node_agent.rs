@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use carina_core::sim::{Fault as DiskFault, SimOperation};
-use carina_core::{Bytes, GroupName, SizeRange, VolumeRequest};
+use carina_core::{Bytes, Foreign, ForeignKind, GroupName, SizeRange, VolumeRequest};
 use carina_k8s::condition::condition;
 use carina_k8s::logic_volume::{DELETE_STORAGE, FINALIZER, REQUESTED_AT};
 use carina_k8s::{LogicVolume, NodeStorageResource};
@@ -68,6 +68,42 @@ on_both! {
     a_logic_volume_that_was_deleted_with_its_crd_is_made_again_over_its_volume,
     what_cannot_be_made_says_why,
     a_volume_that_is_gone_is_never_made_anew,
+    a_volume_of_the_go_carina_is_adopted_when_its_object_names_it,
+}
+
+async fn a_volume_of_the_go_carina_is_adopted_when_its_object_names_it(server: &impl Server) {
+    let mut node = Node::new(server, "n1").await;
+    for (name, gib) in [("pvc-1", 10), ("pvc-2", 10), ("pvc-3", 10)] {
+        let (name, place) = (format!("volume-{name}"), "carina-vg-ssd".to_owned());
+        node.disks.put_foreign(Foreign { name, kind: ForeignKind::Linear, place, size: Bytes::gib(gib) });
+    }
+    // As the Go Carina left them: no conditions, no node in the status.
+    for (name, gib) in [("pvc-1", 10), ("pvc-2", 12)] {
+        create(server, name, gib).await;
+        let size = format!("{gib}Gi");
+        let status = json!({"status": {"volumeID": format!("volume-{name}"), "code": 0, "message": "", "status": "Success",
+            "currentSize": size, "deviceMajor": 253, "deviceMinor": 3}});
+        api(server).patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    }
+    node.start().await;
+    until("it is adopted", async || {
+        let status = get(server, "pvc-1").await?.status?;
+        (status.node_name.as_deref() == Some("n1")).then_some(())
+    })
+    .await;
+    // The one whose size doesn't agree is left alone, and so is the one that nobody names.
+    let why = until_reason(server, "pvc-2", "Ready", "NotAdopted").await;
+    assert!(why.contains("10 GiB"), "{why}");
+    assert_eq!(node.volumes().await, [("volume-pvc-1".to_owned(), Bytes::gib(10))]);
+    assert_eq!(node.engine().foreign().await.unwrap().len(), 2);
+
+    patch(server, "pvc-1", json!({"spec": {"size": "20Gi"}})).await;
+    until("it has grown", async || (node.volumes().await[0].1 == Bytes::gib(20)).then_some(())).await;
+    let object = get(server, "pvc-1").await.unwrap();
+    mark(server, &object).await;
+    delete(server, "pvc-1").await;
+    until("it is gone", async || get(server, "pvc-1").await.is_none().then_some(())).await;
+    assert_eq!(node.volumes().await, []);
 }
 
 async fn a_logic_volume_becomes_a_volume_grows_and_goes(server: &impl Server) {

@@ -1,11 +1,11 @@
-use carina_core::{Bytes, DEFAULT_RESERVE, Error, Health, Medium, VolumeName, VolumeType};
+use carina_core::{Bytes, DEFAULT_RESERVE, Error, ForeignKind, Health, Medium, VolumeName, VolumeType};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use proptest::prelude::*;
 
 use super::*;
-use crate::logic_volume::{LogicVolumeStatus, REQUESTED_AT};
+use crate::logic_volume::{CACHE_RATIO, LogicVolumeStatus, REQUESTED_AT, VOLUME_TYPE};
 
 const NODE: &str = "n1";
 
@@ -55,7 +55,11 @@ fn object() -> LogicVolume {
 }
 
 fn found(volume: Option<Volume>) -> Found {
-    Found { volume, groups: vec![group(GroupName::hdd(), Medium::Hdd), group(GroupName::ssd(), Medium::Ssd)] }
+    Found {
+        volume,
+        foreign: None,
+        groups: vec![group(GroupName::hdd(), Medium::Hdd), group(GroupName::ssd(), Medium::Ssd)],
+    }
 }
 
 fn after(mut object: LogicVolume, verdict: &Verdict) -> LogicVolume {
@@ -86,6 +90,47 @@ fn a_new_object_is_made_and_one_that_is_made_is_said_to_be() {
     unheld.metadata.finalizers = None;
     assert_eq!(decide(&unheld, NODE, &found(None)), Decision::Hold);
     assert_eq!(decide(&object(), "n2", &found(None)), Decision::Leave);
+}
+
+/// What the Go Carina left for the object.
+fn foreign(name: &str) -> Found {
+    let (kind, place) = (ForeignKind::Linear, "carina-vg-ssd".to_owned());
+    Found { foreign: Some(Foreign { name: name.to_owned(), kind, place, size: Bytes::gib(10) }), ..Found::default() }
+}
+
+#[test]
+fn a_volume_of_the_go_carina_is_adopted_before_anything_is_done_to_it() {
+    let there = foreign("volume-pvc-1");
+    let status = LogicVolumeStatus {
+        volume_id: Some("volume-pvc-1".to_owned()),
+        status: Some("Success".to_owned()),
+        current_size: Some("10Gi".into()),
+        ..LogicVolumeStatus::default()
+    };
+    let made = LogicVolume { status: Some(status), ..object() };
+    let Decision::Adopt(claim) = decide(&made, NODE, &there) else { panic!("it is not adopted") };
+    assert_eq!((claim.name.as_str(), claim.size, &claim.group), ("pvc-1", Bytes::gib(10), &GroupName::ssd()));
+    // Made again from a volume, an object has no status yet.
+    assert!(matches!(decide(&object(), NODE, &there), Decision::Adopt(_)));
+    // A growth or a deletion that was asked for comes after it.
+    let mut grown = made.clone();
+    grown.spec.size = "10Gi".into();
+    assert!(matches!(decide(&deleted(grown, true), NODE, &there), Decision::Adopt(_)));
+    // A deletion without the mark doesn't touch it, and neither does another node.
+    assert_eq!(reason_of(decide(&deleted(made.clone(), false), NODE, &there)), "NotMarked");
+    assert_eq!(decide(&made, "n2", &there), Decision::Leave);
+    let mut cached = made;
+    cached.annotations_mut().insert(CACHE_RATIO.to_owned(), "50".to_owned());
+    assert_eq!(reason_of(decide(&cached, NODE, &there)), "InvalidArgument");
+}
+
+#[test]
+fn the_disk_behind_a_raw_group_is_no_part_of_its_name() {
+    let mut raw = object();
+    raw.spec.device_group = "carina-raw-ssd/loop3".to_owned();
+    raw.annotations_mut().insert(VOLUME_TYPE.to_owned(), "raw".to_owned());
+    let Decision::Adopt(claim) = decide(&raw, NODE, &foreign("volume-pvc-1")) else { panic!("it is not adopted") };
+    assert_eq!((claim.group.as_str(), claim.volume_type), ("carina-raw-ssd", VolumeType::Raw));
 }
 
 #[test]
@@ -181,8 +226,9 @@ fn any_object() -> impl Strategy<Value = LogicVolume> {
 
 fn any_found() -> impl Strategy<Value = Found> {
     let volume = proptest::option::of((5u64..30).prop_map(|gib| volume(Bytes::gib(gib))));
-    (volume, any::<bool>(), any::<bool>()).prop_map(|(volume, there, well)| {
+    (volume, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(volume, there, well, left)| {
         let mut found = found(volume);
+        found.foreign = foreign("volume-pvc-1").foreign.filter(|_| left && found.volume.is_none());
         if !well {
             found.groups[1].health = Health::Failed { evidence: "a disk is gone".to_owned() };
         }
@@ -206,10 +252,14 @@ proptest! {
             }
             Decision::Release => prop_assert!(deleted && found.volume.is_none()),
             Decision::Create(_) => {
-                prop_assert!(found.volume.is_none() && !object.was_made() && !deleted && !marked);
+                prop_assert!(found.volume.is_none() && found.foreign.is_none());
+                prop_assert!(!object.was_made() && !deleted && !marked);
             }
             Decision::Expand(_, size) => {
                 prop_assert!(found.volume.as_ref().is_some_and(|v| v.size < size.required()) && !deleted);
+            }
+            Decision::Adopt(_) => {
+                prop_assert!(found.volume.is_none() && found.foreign.is_some() && (!deleted || marked));
             }
             Decision::Hold => prop_assert!(!deleted),
             Decision::Report(_) | Decision::Leave => {}
