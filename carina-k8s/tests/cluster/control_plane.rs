@@ -13,7 +13,7 @@ use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams,
 use kube::core::GroupVersionKind;
 use kube::{Client, Config, discovery};
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use serde_json::Value;
 
 use crate::agent_program::free_address;
@@ -44,7 +44,9 @@ impl ControlPlane {
         let etcd = format!("http://{client}");
         let path = |name: &str| plane.folder.path().join(name).display().to_string();
         std::fs::write(path("tokens.csv"), format!("{ADMIN},{ADMIN},{ADMIN},\"system:masters\"\n")).unwrap();
-        std::fs::write(path("accounts.key"), private_key()).unwrap();
+        let (private, public) = keys();
+        std::fs::write(path("private.pem"), private).unwrap();
+        std::fs::write(path("public.pem"), public).unwrap();
         let store = [
             format!("--data-dir={}", path("etcd")),
             format!("--listen-client-urls={etcd}"),
@@ -59,8 +61,8 @@ impl ControlPlane {
             format!("--secure-port={port}"),
             format!("--cert-dir={}", path("certificates")),
             format!("--token-auth-file={}", path("tokens.csv")),
-            format!("--service-account-key-file={}", path("accounts.key")),
-            format!("--service-account-signing-key-file={}", path("accounts.key")),
+            format!("--service-account-key-file={}", path("public.pem")),
+            format!("--service-account-signing-key-file={}", path("private.pem")),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
             "--authorization-mode=RBAC".to_owned(),
@@ -188,8 +190,20 @@ fn assets() -> PathBuf {
     Path::new(&folder).to_owned()
 }
 
-/// A key for the tokens of service accounts, in PEM.
-fn private_key() -> String {
-    let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).unwrap();
-    format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(key.as_ref()))
+/// What stands before the point of a P-256 key in a SubjectPublicKeyInfo (RFC 5480).
+const P256_INFO: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+
+/// A pair of keys for the tokens of service accounts, in PEM: the private one and the public one.
+fn keys() -> (String, String) {
+    let random = SystemRandom::new();
+    let private = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, private.as_ref(), &random).unwrap();
+    let pem = |what: &str, der: &[u8]| {
+        format!("-----BEGIN {what} KEY-----\n{}\n-----END {what} KEY-----\n", STANDARD.encode(der))
+    };
+    let public = [&P256_INFO, pair.public_key().as_ref()].concat();
+    (pem("PRIVATE", private.as_ref()), pem("PUBLIC", &public))
 }
