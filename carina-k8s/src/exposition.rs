@@ -24,6 +24,19 @@ impl Gauge {
     pub fn add(&mut self, labels: Vec<(&'static str, String)>, value: u64) {
         self.samples.push((labels, value));
     }
+
+    /// As text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = format!("# HELP {} {}\n# TYPE {} gauge\n", self.name, self.help, self.name);
+        for (labels, value) in &self.samples {
+            let labels: Vec<String> =
+                labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{}{{{}}} {value}", self.name, labels.join(","));
+        }
+        text
+    }
 }
 
 /// The four documented metrics and what goes on in the background, without samples.
@@ -63,18 +76,11 @@ impl Figures {
     /// As text.
     #[must_use]
     pub fn text(&self) -> String {
-        [&self.free, &self.total, &self.volume_total, &self.volume_used, &self.zeroing].into_iter().map(text).collect()
+        [&self.free, &self.total, &self.volume_total, &self.volume_used, &self.zeroing]
+            .into_iter()
+            .map(Gauge::text)
+            .collect()
     }
-}
-
-fn text(gauge: &Gauge) -> String {
-    let mut text = format!("# HELP {} {}\n# TYPE {} gauge\n", gauge.name, gauge.help, gauge.name);
-    for (labels, value) in &gauge.samples {
-        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{}{{{}}} {value}", gauge.name, labels.join(","));
-    }
-    text
 }
 
 fn escape(value: &str) -> String {

@@ -5,6 +5,7 @@
 pub mod condition;
 pub mod controller;
 pub mod crds;
+pub mod door;
 pub mod event;
 mod exposition;
 pub mod failure;
@@ -15,8 +16,9 @@ pub mod node_storage;
 pub mod options;
 pub mod program;
 mod quantity;
+pub mod scheduler;
 mod settings;
-mod web;
+pub mod web;
 
 pub use logic_volume::{LogicVolume, LogicVolumeSpec, LogicVolumeStatus};
 pub use node_storage::{NodeStorageResource, NodeStorageSpec, NodeStorageStatus};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use carina_core::{
     Bytes, DeviceGroup, Disk, Gap, GroupName, Health, Medium, RawDisk, Signature, Volume, VolumeName, VolumeType,
 };
+use carina_sched::{GroupReport, NodeReport};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -216,6 +217,18 @@ pub struct DiskFigures {
     /// Whether the kernel refuses writes to it.
     #[serde(default)]
     pub read_only: bool,
+}
+
+impl NodeStorageResource {
+    /// The node's figures as placement reckons with them; `None` before there are any.
+    #[must_use]
+    pub fn report(&self) -> Option<NodeReport> {
+        let groups = self.status.as_ref()?.groups.iter().filter_map(|figures| {
+            let includes = figures.volumes.iter().filter_map(|name| name.parse().ok()).collect();
+            Some(GroupReport { group: figures.device_group()?, includes })
+        });
+        Some(NodeReport::new(self.spec.node_name.clone(), groups.collect()))
+    }
 }
 
 impl NodeStorageStatus {

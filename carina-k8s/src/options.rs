@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use carina_core::Error;
 use carina_csi::{Endpoint, NodeName};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// The agent of a node: makes and mounts the volumes on its disks, and publishes what it has.
 ///
@@ -67,7 +67,7 @@ pub struct ControllerOptions {
     /// Where /healthz, /readyz, /devicegroup and /volume are served.
     #[arg(long, default_value = ":8089")]
     pub http_addr: Address,
-    /// The config file: how nodes are chosen. It is read once, at start.
+    /// The config file: how nodes are chosen. It is read again when it changes.
     #[arg(long, default_value = "/etc/carina/config.json")]
     pub config: PathBuf,
     /// The namespace of the lease of the leader and of the ConfigMap carina-node-storage.
@@ -79,6 +79,61 @@ pub struct ControllerOptions {
     /// How long a call waits for a node's agent, in seconds; a little less than the sidecars' --timeout.
     #[arg(long, default_value_t = 140)]
     pub agent_timeout: u64,
+}
+
+/// The scheduler's extender: says where a pod's volumes have room, and keeps that room for it meanwhile.
+///
+/// KUBECONFIG names the cluster; without it, the extender is in one.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "carina-scheduler", version)]
+pub struct SchedulerOptions {
+    /// Something else to do than to serve.
+    #[command(subcommand)]
+    pub command: Option<SchedulerCommand>,
+    /// Where the scheduler asks: /filter, /prioritize and /preempt.
+    #[arg(long, default_value = ":8880")]
+    pub extender_addr: Address,
+    /// Where Prometheus gets /metrics.
+    #[arg(long, default_value = ":8080")]
+    pub metrics_addr: Address,
+    /// Where /healthz, /readyz and /explain are served.
+    #[arg(long, default_value = ":8089")]
+    pub http_addr: Address,
+    /// The config file: how nodes are chosen. It is read again when it changes.
+    #[arg(long, default_value = "/etc/carina/config.json")]
+    pub config: PathBuf,
+    /// The namespace of the lease of the leader.
+    #[arg(long, env = "NAMESPACE", default_value = "kube-system")]
+    pub namespace: String,
+    /// What this replica is called in the lease.
+    #[arg(long, env = "POD_NAME", default_value = "carina-scheduler")]
+    pub pod_name: String,
+    /// How long an answer holds space without a sign of which node was taken, in seconds; longer than the
+    /// scheduler's own writes can be late. A new leader waits as long before it answers.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub hold_seconds: u64,
+    /// The certificate chain (PEM) of the extender's port; without one it is plain HTTP.
+    #[arg(long, requires = "tls_key_file")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// The key (PEM) of the certificate.
+    #[arg(long, requires = "tls_cert_file")]
+    pub tls_key_file: Option<PathBuf>,
+}
+
+/// What else the extender's program does.
+#[derive(Debug, Clone, Subcommand)]
+pub enum SchedulerCommand {
+    /// Ask a running extender why a pod goes where it goes, or nowhere.
+    Explain {
+        /// The pod, as namespace/name.
+        pod: String,
+        /// Where the extender serves /explain.
+        #[arg(long, default_value = "127.0.0.1:8089")]
+        server: String,
+        /// How to show it.
+        #[arg(long, short, default_value = "text", value_parser = ["text", "json"])]
+        output: String,
+    },
 }
 
 /// What volumes are made on.
@@ -144,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_flags_are_well_formed_and_each_is_explained() {
-        for command in [NodeOptions::command(), ControllerOptions::command()] {
+        for command in [NodeOptions::command(), ControllerOptions::command(), SchedulerOptions::command()] {
             command.clone().debug_assert();
             for argument in command.get_arguments() {
                 assert!(argument.get_help().is_some(), "--{}", argument.get_id());

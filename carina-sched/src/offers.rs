@@ -256,21 +256,24 @@ impl Offers {
             && scorer.look(&node.held_by(counts)).is_some()
     }
 
-    /// Why a pod cannot go to a node where it doesn't fit.
+    /// Why a pod cannot go to these nodes, where it doesn't fit.
     #[must_use]
-    pub fn why_not(&mut self, request: &PodRequest, name: &str) -> Reason {
-        if let Some((volume, by)) = self.shared(request) {
-            return Reason::SharedClaim { volume, by };
-        }
+    pub fn why_not<'n>(&self, request: &PodRequest, nodes: impl IntoIterator<Item = &'n str>) -> Vec<(String, Reason)> {
+        let shared = self.shared(request);
         let view = self.ledger.view();
-        let Some(node) = view.index(name).and_then(|index| view.node(index)) else {
-            return Reason::UnknownNode { node: name.to_owned() };
-        };
         let mut scorer = Scorer::new();
-        if scorer.prepare(view, request, self.ledger.strategy()).is_err() {
-            return view.why_not(request, node);
-        }
-        self.refine(&mut scorer, request, node).unwrap_or_else(|| view.why_not(request, node))
+        let sensible = scorer.prepare(view, request, self.ledger.strategy()).is_ok();
+        let mut reason = |name: &str| {
+            if let Some((volume, by)) = &shared {
+                return Reason::SharedClaim { volume: volume.clone(), by: by.clone() };
+            }
+            let Some(node) = view.index(name).and_then(|index| view.node(index)) else {
+                return Reason::UnknownNode { node: name.to_owned() };
+            };
+            let refined = if sensible { self.refine(&mut scorer, request, node) } else { None };
+            refined.unwrap_or_else(|| view.why_not(request, node))
+        };
+        nodes.into_iter().map(|name| (name.to_owned(), reason(name))).collect()
     }
 
     /// The whole table for a request, as [`ClusterView::explain`], without what the pod itself holds.
@@ -283,10 +286,11 @@ impl Offers {
             aside.end(&request.pod);
         }
         let mut table = aside.ledger.view().explain(request, aside.ledger.strategy())?;
-        for line in &mut table {
-            if matches!(line.verdict, Verdict::Rejected(_)) {
-                line.verdict = Verdict::Rejected(aside.why_not(request, &line.node));
-            }
+        let rejected = |line: &&mut Explained| matches!(line.verdict, Verdict::Rejected(_));
+        let names: Vec<String> = table.iter_mut().filter(rejected).map(|line| line.node.clone()).collect();
+        let reasons = aside.why_not(request, names.iter().map(String::as_str));
+        for (line, (_, reason)) in table.iter_mut().filter(rejected).zip(reasons) {
+            line.verdict = Verdict::Rejected(reason);
         }
         Ok(table)
     }

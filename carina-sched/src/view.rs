@@ -275,7 +275,8 @@ impl ClusterView {
     }
 
     /// Whether a node's figures include a volume.
-    pub(crate) fn includes(&self, node: &str, volume: &VolumeName) -> bool {
+    #[must_use]
+    pub fn includes(&self, node: &str, volume: &VolumeName) -> bool {
         let node = self.index(node).and_then(|index| self.node(index));
         node.is_some_and(|node| node.groups.iter().any(|group| group.includes.contains(volume)))
     }

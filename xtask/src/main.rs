@@ -7,6 +7,7 @@ mod ci;
 mod crds;
 mod disk;
 mod error;
+mod extender_load;
 mod image;
 mod machine;
 mod memory;
@@ -49,6 +50,10 @@ enum Chore {
     Crds,
     /// Measure the size of the carina program and what a server at rest keeps in memory.
     Memory(memory::Memory),
+    /// Measure how quickly the scheduler's extender answers for 5,000 nodes.
+    ExtenderLoad,
+    /// Play the race of 1,000 pods for 1,000 places, with the scheduler's reservations and without.
+    Race,
     /// Check everything: format, lints, tests, documentation, tests in the VM.
     Ci,
 }
@@ -61,6 +66,8 @@ fn main() -> ExitCode {
         Chore::Soak(soak) => soak.run(),
         Chore::Crds => crds::run(),
         Chore::Memory(memory) => memory.run(),
+        Chore::ExtenderLoad => extender_load::load(),
+        Chore::Race => extender_load::race(),
         Chore::Ci => ci::run(),
     };
     match done {

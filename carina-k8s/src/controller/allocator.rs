@@ -5,11 +5,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carina_core::{
-    Bytes, DeviceGroup, GroupName, GroupSelector, Medium, Result, Room, VolumeCost, VolumeRequest, VolumeType,
+    Bytes, DeviceGroup, Error, GroupName, GroupSelector, Medium, Result, Room, VolumeCost, VolumeRequest, VolumeType,
 };
 use carina_sched::{
-    Claim, GroupReport, Ledger, NODE_LABEL, NodeReport, Placed, PlacedClaim, PodId, PodRequest, Reservation, Strategy,
-    Topology,
+    Claim, GroupReport, Ledger, NODE_LABEL, Placed, PlacedClaim, PodId, PodRequest, Reservation, Strategy, Topology,
 };
 use kube::ResourceExt;
 
@@ -33,6 +32,11 @@ impl Allocator {
     #[must_use]
     pub fn new(strategy: Strategy) -> Self {
         Self { known: Mutex::new(Known { ledger: Ledger::new(strategy), reports: BTreeMap::new() }) }
+    }
+
+    /// Changes the strategy; what is placed stays.
+    pub fn set_strategy(&self, strategy: Strategy) {
+        self.known().ledger.set_strategy(strategy);
     }
 
     /// Chooses a node and a group for a volume, and holds its space there.
@@ -61,15 +65,10 @@ impl Allocator {
 
     /// Takes a node's figures.
     pub fn report(&self, node: &NodeStorageResource) {
-        let Some(status) = &node.status else { return };
-        let groups = status.groups.iter().filter_map(|figures| {
-            let includes = figures.volumes.iter().filter_map(|name| name.parse().ok()).collect();
-            Some(GroupReport { group: figures.device_group()?, includes })
-        });
-        let groups: Vec<GroupReport> = groups.collect();
+        let Some(report) = node.report() else { return };
         let mut known = self.known();
-        known.reports.insert(node.name_any(), groups.clone());
-        for warning in known.ledger.report(NodeReport::new(node.name_any(), groups)).warnings {
+        known.reports.insert(node.name_any(), report.groups.clone());
+        for warning in known.ledger.report(report).warnings {
             tracing::warn!(node = %node.name_any(), "a figure of the node's cannot be: {warning}");
         }
     }
@@ -88,11 +87,15 @@ impl Allocator {
         let pod = PodId(request.name.to_string());
         let known = &mut *self.known();
         let ledger = &mut known.ledger;
-        let failed = !object.was_made() && recorded(object, READY).is_some();
+        let failure = if object.was_made() { None } else { recorded(object, READY) };
         let node = &object.spec.node_name;
+        if let Some(Error::NoCapacity(no)) = &failure {
+            // Believed until its next report, so that the volume isn't sent there again.
+            ledger.found_less(node, &group, no.available);
+        }
         let reported = known.reports.get(node);
         let counted = reported.is_some_and(|groups| groups.iter().any(|g| g.includes.contains(&request.name)));
-        if failed || counted {
+        if failure.is_some() || counted {
             ledger.release(&pod);
             return;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use carina_csi::Driver;
 use kube::{Api, Client, ResourceExt};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Allocator, Candidate, Change, ClusterVolumes, Mirror, node_storage_map, pages};
@@ -30,14 +31,23 @@ pub async fn run(
     let ready = web::Ready::default();
     let http = web::listen(options.http_addr).await?;
     let metrics = web::listen(options.metrics_addr).await?;
-    let strategy = settings::read(&options.config).strategy;
-    let cluster = follow(client.clone(), strategy);
+    let config = settings::read(&options.config);
+    let cluster = follow(client.clone(), config.strategy);
+    let allocator = Arc::clone(&cluster.allocator);
     let (volumes, nodes) = (Arc::clone(&cluster.volumes), Arc::clone(&cluster.nodes));
     let patience = Duration::from_secs(options.agent_timeout);
     let events = Recorder::new(client.clone(), "carina-controller", &options.pod_name);
     let service = ClusterVolumes::new(client.clone(), Arc::clone(&volumes), cluster.allocator, events, patience);
 
     let mut tasks = cluster.tasks;
+    let settings = watch::Sender::new(config);
+    let mut strategies = settings.subscribe();
+    tasks.spawn(settings::follow(options.config.clone(), settings));
+    tasks.spawn(async move {
+        while strategies.changed().await.is_ok() {
+            allocator.set_strategy(strategies.borrow_and_update().strategy);
+        }
+    });
     let (shown, figures) = pages::router(Arc::clone(&volumes), Arc::clone(&nodes), ready.clone());
     tasks.spawn(web::serve(http, shown));
     tasks.spawn(web::serve(metrics, figures));

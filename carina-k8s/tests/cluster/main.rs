@@ -13,5 +13,7 @@ mod kubelet;
 mod manifests;
 mod node_agent;
 mod real_server;
+mod scheduler;
+mod scheduler_program;
 mod server;
 mod sim_node;

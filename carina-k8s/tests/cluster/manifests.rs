@@ -6,7 +6,7 @@ use std::path::Path;
 use carina_core::ClassParameters;
 use carina_core::config::Config;
 use carina_csi::{DRIVER_NAME, TOPOLOGY_KEY};
-use carina_k8s::options::{ControllerOptions, NodeOptions};
+use carina_k8s::options::{ControllerOptions, NodeOptions, SchedulerOptions};
 use clap::Parser;
 use serde_json::Value;
 
@@ -41,6 +41,12 @@ fn container<'a>(workload: &'a Value, name: &str) -> &'a Value {
     containers.iter().find(|container| container["name"] == name).unwrap()
 }
 
+/// Whether a binding is to a role that every cluster has.
+fn is_the_clusters(binding: &Value) -> bool {
+    let name = binding["roleRef"]["name"].as_str().unwrap();
+    name.starts_with("system:") || name == "extension-apiserver-authentication-reader"
+}
+
 /// What a service account may do, by the roles that are bound to it.
 pub fn allowed(account: &str) -> BTreeSet<(String, String, String)> {
     let all = objects("deploy/kubernetes");
@@ -53,7 +59,8 @@ pub fn allowed(account: &str) -> BTreeSet<(String, String, String)> {
                 .any(|s| s["name"] == account && s["namespace"] == "kube-system")
     });
     let mut allowed = BTreeSet::new();
-    for binding in bound.filter(|binding| binding["roleRef"]["name"] != "carina-sidecars") {
+    for binding in bound.filter(|binding| binding["roleRef"]["name"] != "carina-sidecars" && !is_the_clusters(binding))
+    {
         let role = object(binding["roleRef"]["kind"].as_str().unwrap(), binding["roleRef"]["name"].as_str().unwrap());
         for rule in role["rules"].as_array().unwrap() {
             for group in strings(&rule["apiGroups"]) {
@@ -76,7 +83,9 @@ fn what_the_workloads_name_is_there() {
         .collect();
     let has =
         |kind: &str, name: &Value| names.contains(&(kind.to_owned(), name.as_str().unwrap_or_default().to_owned()));
-    for (kind, name) in [("Deployment", "csi-carina-provisioner"), ("DaemonSet", "csi-carina-node")] {
+    for (kind, name) in
+        [("Deployment", "csi-carina-provisioner"), ("DaemonSet", "csi-carina-node"), ("Deployment", "carina-scheduler")]
+    {
         let workload = object(kind, name);
         let pod = &workload["spec"]["template"]["spec"];
         assert_eq!(workload["metadata"]["namespace"], "kube-system");
@@ -93,7 +102,7 @@ fn what_the_workloads_name_is_there() {
             }
         }
     }
-    for name in ["carina-controller", "csi-carina-node"] {
+    for name in ["carina-controller", "csi-carina-node", "carina-scheduler"] {
         let service = object("Service", name);
         let selected = all.iter().filter(|o| !o["spec"]["template"].is_null());
         let mut selected =
@@ -105,10 +114,8 @@ fn what_the_workloads_name_is_there() {
         }
     }
     for object in all.iter().filter(|o| o["kind"].as_str().unwrap().ends_with("RoleBinding")) {
-        assert!(names.contains(&(
-            object["roleRef"]["kind"].as_str().unwrap().to_owned(),
-            object["roleRef"]["name"].as_str().unwrap().to_owned()
-        )));
+        let role = (object["roleRef"]["kind"].as_str().unwrap(), object["roleRef"]["name"].as_str().unwrap());
+        assert!(is_the_clusters(object) || names.contains(&(role.0.to_owned(), role.1.to_owned())));
         assert!(has("ServiceAccount", &object["subjects"][0]["name"]));
     }
 }
@@ -131,10 +138,62 @@ fn the_programs_take_the_flags_that_the_workloads_give_them() {
     let given = std::iter::once("carina-controller".to_owned()).chain(strings(&controller["args"]));
     let options = ControllerOptions::try_parse_from(given).unwrap();
     assert_eq!((options.metrics_addr.0.port(), options.http_addr.0.port()), (8080, 8089));
-    for container in [agent, controller] {
+    let deployment = object("Deployment", "carina-scheduler");
+    let extender = container(&deployment, "carina-scheduler");
+    assert_eq!(strings(&extender["command"]), ["/usr/local/bin/carina-scheduler"]);
+    let given = std::iter::once("carina-scheduler".to_owned()).chain(strings(&extender["args"]));
+    let options = SchedulerOptions::try_parse_from(given).unwrap();
+    assert_eq!((options.extender_addr.0.port(), options.http_addr.0.port()), (8880, 8089));
+    for container in [agent, controller, extender] {
         assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/healthz");
         assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/readyz");
     }
+}
+
+#[test]
+fn the_second_scheduler_asks_our_extender_about_every_node() {
+    let deployment = object("Deployment", "carina-scheduler");
+    let template = &deployment["spec"]["template"];
+    assert_eq!(template["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"], "carina-scheduler");
+    assert_eq!(template["spec"]["containers"][0]["name"], "carina-scheduler", "for kubectls that know no annotation");
+    // A replica that waits is never ready: an update must get along without it.
+    assert_eq!(deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], deployment["spec"]["replicas"]);
+    let scheduler = container(&deployment, "kube-scheduler");
+    let mount = &scheduler["volumeMounts"][0];
+    let map = object("ConfigMap", "carina-scheduler-config");
+    let (file, text) = map["data"].as_object().unwrap().iter().next().unwrap();
+    let named = format!("--config={}/{file}", mount["mountPath"].as_str().unwrap());
+    assert!(strings(&scheduler["args"]).contains(&named));
+    let shipped: Value = serde_saphyr::from_str(text.as_str().unwrap()).unwrap();
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/scheduling.md")).unwrap();
+    let snippet = page.split("```yaml").nth(1).unwrap().split("```").next().unwrap();
+    let snippet: Value = serde_saphyr::from_str(snippet).unwrap();
+    for (config, ignorable) in [(&shipped, false), (&snippet, true)] {
+        assert_eq!(
+            (&config["apiVersion"], &config["kind"]),
+            (&"kubescheduler.config.k8s.io/v1".into(), &"KubeSchedulerConfiguration".into())
+        );
+        let extender = &config["extenders"][0];
+        for verb in ["filter", "prioritize", "preempt"] {
+            assert_eq!(extender[format!("{verb}Verb")], verb);
+        }
+        assert_eq!((&extender["nodeCacheCapable"], &extender["weight"]), (&true.into(), &1.into()));
+        assert_eq!(extender["ignorable"], ignorable);
+        assert!(extender["urlPrefix"].as_str().unwrap().ends_with(":8880"));
+        assert!(extender["managedResources"].is_null(), "claims are no resources of containers");
+    }
+    assert_eq!(snippet["percentageOfNodesToScore"], 100);
+    let profile = &shipped["profiles"][0];
+    assert_eq!(
+        (&profile["schedulerName"], &profile["percentageOfNodesToScore"]),
+        (&"carina-scheduler".into(), &100.into())
+    );
+    let service = object("Service", "carina-scheduler");
+    let host = format!("http://{}.{}.svc:8880", service["metadata"]["name"].as_str().unwrap(), "kube-system");
+    assert_eq!(shipped["extenders"][0]["urlPrefix"], host);
+    let lease = shipped["leaderElection"]["resourceName"].as_str().unwrap().to_owned();
+    let role = object("Role", "carina-scheduler");
+    assert!(strings(&role["rules"][1]["resourceNames"]).contains(&lease));
 }
 
 #[test]

@@ -350,9 +350,9 @@ impl Run<'_> {
     fn unschedulable(&mut self, pod: usize) {
         let mut reasons: BTreeMap<&'static str, usize> = BTreeMap::new();
         if self.race.with_ledger {
-            for node in &self.names {
-                let why = self.offers.why_not(&self.pods[pod].request, node);
-                *reasons.entry(why.summary()).or_default() += 1;
+            let nodes = self.names.iter().map(String::as_str);
+            for (_, reason) in self.offers.why_not(&self.pods[pod].request, nodes) {
+                *reasons.entry(reason.summary()).or_default() += 1;
             }
         }
         if reasons.keys().any(|reason| reason.contains("being scheduled")) {

@@ -1,0 +1,16 @@
+//! The scheduler's extender: answers the stock kube-scheduler where a pod's local volumes have room, and
+//! keeps that room until the node's own figures show that it is taken.
+
+mod asks;
+mod cluster;
+mod explain;
+mod extender;
+mod pod;
+pub mod program;
+mod protocol;
+
+pub use asks::{Asks, Trouble};
+pub use cluster::{Answer, Cluster};
+pub use explain::ask;
+pub use extender::{BODY_WITHIN, LARGEST_BODY, router};
+pub use pod::Pod;

@@ -1,0 +1,341 @@
+//! The cluster as the scheduler's extender knows it: its objects, and who holds which space.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use carina_core::{Error, GroupName, Strategy, VolumeName};
+use carina_sched::{Claim, Offer, Offers, PodId, PodRequest, Reason, Reservation, Score, Warning};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::asks::{self, Asks, Records, SELECTED_NODE, Trouble, claim_keys, claim_of, has_failed};
+use super::pod::Pod;
+use crate::controller::{Change, Mirror, key};
+use crate::failure::{READY, recorded};
+use crate::logic_volume::{LogicVolume, object_name};
+use crate::node_storage::NodeStorageResource;
+
+/// How long a call waits for a claim that the scheduler knows already and the watch hasn't brought yet.
+const LATE: Duration = Duration::from_millis(200);
+
+/// Of how many nodes a pod's reasons are worked out although it fits on others: what is worth a log line.
+pub const SHOWN: usize = 100;
+
+/// The cluster.
+pub struct Cluster {
+    nodes: Mirror<NodeStorageResource>,
+    volumes: Mirror<LogicVolume>,
+    claims: Mirror<PersistentVolumeClaim>,
+    persistent_volumes: Mirror<PersistentVolume>,
+    classes: Mirror<StorageClass>,
+    pods: Mirror<Pod>,
+    desk: Mutex<Desk>,
+    began: Instant,
+}
+
+/// What changes with each question.
+struct Desk {
+    offers: Offers,
+    /// The version of each pod when it last asked: what is older says nothing about its answer.
+    asked: HashMap<PodId, u64>,
+}
+
+/// What a pod is answered.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// It has nothing of ours: every node will do.
+    Any,
+    /// No node will do.
+    Refused(Trouble),
+    /// Some will do, and of the others these reasons are known: of all of them, where none will do.
+    Offer(Offer, Vec<(String, Reason)>),
+}
+
+impl Cluster {
+    /// A cluster that nothing is known of yet. `patience` is how long an answer holds space without a sign
+    /// of what became of it.
+    #[must_use]
+    pub fn new(strategy: Strategy, patience: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            nodes: Mirror::default(),
+            volumes: Mirror::default(),
+            claims: Mirror::default(),
+            persistent_volumes: Mirror::default(),
+            classes: Mirror::default(),
+            pods: Mirror::of(Pod::may_have_claims),
+            desk: Mutex::new(Desk { offers: Offers::new(strategy, patience), asked: HashMap::new() }),
+            began: Instant::now(),
+        })
+    }
+
+    /// Follows the cluster behind this client; the watches end when the tasks are dropped.
+    #[must_use]
+    pub fn follow(self: &Arc<Self>, client: &Client) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        self.watch(&mut tasks, client, |cluster| &cluster.nodes, Self::on_node);
+        self.watch(&mut tasks, client, |cluster| &cluster.volumes, Self::on_volume);
+        self.watch(&mut tasks, client, |cluster| &cluster.claims, Self::on_claim);
+        self.watch(&mut tasks, client, |cluster| &cluster.pods, Self::on_pod);
+        self.watch(&mut tasks, client, |cluster| &cluster.persistent_volumes, |_, _| {});
+        self.watch(&mut tasks, client, |cluster| &cluster.classes, |_, _| {});
+        tasks
+    }
+
+    fn watch<K>(
+        self: &Arc<Self>,
+        tasks: &mut JoinSet<()>,
+        client: &Client,
+        mirror: fn(&Self) -> &Mirror<K>,
+        hear: fn(&Self, Change<'_, K>),
+    ) where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+    {
+        let (cluster, api) = (Arc::clone(self), Api::all(client.clone()));
+        tasks.spawn(async move { mirror(&cluster).follow(api, |change| hear(&cluster, change)).await });
+    }
+
+    /// Waits until everything is known, and counts what is on record: a claim may have come before its class,
+    /// and a pod before its claims.
+    pub async fn synced(&self) {
+        tokio::join!(
+            self.nodes.synced(),
+            self.volumes.synced(),
+            self.claims.synced(),
+            self.persistent_volumes.synced(),
+            self.classes.synced(),
+            self.pods.synced(),
+        );
+        for claim in self.claims.all() {
+            self.on_claim(Change::Is(&claim));
+        }
+        for pod in self.pods.all() {
+            self.on_pod(Change::Is(&pod));
+        }
+    }
+
+    /// Changes the strategy of the cluster.
+    pub fn set_strategy(&self, strategy: Strategy) {
+        self.desk().offers.set_strategy(strategy);
+    }
+
+    /// Ends the answers whose time is over.
+    pub fn expire(&self) {
+        let now = self.began.elapsed();
+        for pod in self.desk().offers.expire(now) {
+            tracing::info!(%pod, "its answer holds nothing any more: no sign of a choice came in time");
+        }
+    }
+
+    /// Which of these nodes a pod may go to.
+    pub async fn filter(&self, pod: &Pod, nodes: &[&str]) -> Answer {
+        self.wait_for_claims(pod).await;
+        let request = match self.asks(pod) {
+            Asks::Nothing => return Answer::Any,
+            Asks::Refused(trouble) => {
+                self.desk().offers.void(&pod.id());
+                return Answer::Refused(trouble);
+            }
+            Asks::Room(request) => request,
+        };
+        let now = self.began.elapsed();
+        let desk = &mut *self.desk();
+        desk.asked.insert(request.pod.clone(), pod.version());
+        match desk.offers.filter(&request, nodes, now) {
+            Ok(offer) => {
+                let worth = offer.nodes.is_empty() || nodes.len() <= SHOWN;
+                let named = offer.rejected.iter().filter(|_| worth).map(String::as_str);
+                let reasons = desk.offers.why_not(&request, named);
+                Answer::Offer(offer, reasons)
+            }
+            Err(error) => Answer::Refused(error.into()),
+        }
+    }
+
+    /// The score of each of these nodes, of which the pod goes to one; none if it has nothing to score.
+    pub fn prioritize(&self, pod: &Pod, nodes: &[&str]) -> Option<Vec<Option<Score>>> {
+        match self.asks(pod) {
+            Asks::Room(request) if !request.claims.is_empty() => Some(self.desk().offers.score(&request.pod, nodes)),
+            _ => None,
+        }
+    }
+
+    /// On which of these nodes the pod would have the room that it needs, whatever pods are evicted there:
+    /// a volume stays when its pod goes.
+    pub fn would_fit(&self, pod: &Pod, nodes: &[&str]) -> Vec<bool> {
+        match self.asks(pod) {
+            Asks::Nothing => vec![true; nodes.len()],
+            Asks::Refused(_) => vec![false; nodes.len()],
+            Asks::Room(request) => {
+                let desk = self.desk();
+                nodes.iter().map(|node| desk.offers.would_fit(&request, node)).collect()
+            }
+        }
+    }
+
+    /// What a pod asks, by what is on record.
+    pub fn asks(&self, pod: &Pod) -> Asks {
+        if pod.may_have_claims() { asks::asks(pod, self) } else { Asks::Nothing }
+    }
+
+    /// A pod, by `namespace/name`.
+    #[must_use]
+    pub fn pod(&self, key: &str) -> Option<Arc<Pod>> {
+        self.pods.get(key)
+    }
+
+    /// What a pod holds, and the ledger's table for its request.
+    pub fn table(&self, request: &PodRequest) -> (Option<Reservation>, Vec<carina_sched::Explained>) {
+        let offers = self.desk().offers.clone();
+        let held = offers.ledger().reservation(&request.pod).cloned();
+        (held, offers.explain(request).unwrap_or_default())
+    }
+
+    /// How many pods hold space undecided, how many reservations are firm, and how many nodes are known.
+    #[must_use]
+    pub fn figures(&self) -> (usize, usize, usize) {
+        let desk = self.desk();
+        let ledger = desk.offers.ledger();
+        let undecided = ledger.unconfirmed();
+        (undecided, ledger.reservations().count() - undecided, ledger.view().len())
+    }
+
+    async fn wait_for_claims(&self, pod: &Pod) {
+        let missing: Vec<String> = claim_keys(pod).filter(|claim| self.claims.get(claim).is_none()).collect();
+        if missing.is_empty() {
+            return;
+        }
+        let all = async {
+            for claim in &missing {
+                self.claims.wait(claim, |there| there.map(|_| ())).await;
+            }
+        };
+        // Not there after all: that is an answer too.
+        let _ = tokio::time::timeout(LATE, all).await;
+    }
+
+    fn on_node(&self, change: Change<'_, NodeStorageResource>) {
+        match change {
+            Change::Is(node) => {
+                let Some(report) = node.report() else { return };
+                let name = report.node.clone();
+                warn(&name, &self.desk().offers.report(report).warnings);
+            }
+            Change::Gone(node) => self.desk().offers.remove_node(&node.name_any()),
+        }
+    }
+
+    fn on_volume(&self, change: Change<'_, LogicVolume>) {
+        let (Change::Is(object) | Change::Gone(object)) = change;
+        let Ok(volume) = object.volume_name() else { return };
+        if let (Change::Is(object), Ok(group)) = (&change, object.group())
+            && !object.was_made()
+            && let Some(Error::NoCapacity(no)) = recorded(object, READY)
+        {
+            self.desk().offers.found_less(&object.spec.node_name, &group, no.available);
+        }
+        self.settle(&volume, &format!("{}/{}", object.spec.name_space, object.spec.pvc));
+    }
+
+    fn on_claim(&self, change: Change<'_, PersistentVolumeClaim>) {
+        let (Change::Is(claim) | Change::Gone(claim)) = change;
+        let volume = claim.metadata.uid.as_ref().and_then(|uid| format!("pvc-{uid}").parse().ok());
+        if let Some(volume) = volume {
+            self.settle(&volume, &key(claim));
+        }
+    }
+
+    /// Works out anew who holds a volume's space: the volume itself while its node is on record.
+    fn settle(&self, volume: &VolumeName, claim: &str) {
+        let made = self.volumes.get(&object_name(volume)).filter(|object| !has_failed(object));
+        let place = match made {
+            Some(object) => {
+                let asked = claim_of(&object).zip(object.group().ok());
+                asked.map(|(asked, group)| (asked, object.spec.node_name.clone(), Some(group)))
+            }
+            None => self.selected(volume, claim).map(|(asked, node)| (asked, node, None)),
+        };
+        let desk = &mut *self.desk();
+        match place {
+            Some((asked, node, group)) => {
+                warn(&node, &desk.offers.assign(&asked, &node, group.as_ref() as Option<&GroupName>));
+            }
+            None => desk.offers.unassign(volume),
+        }
+    }
+
+    /// The node that was selected for a claim of ours whose volume isn't made yet.
+    fn selected(&self, volume: &VolumeName, claim: &str) -> Option<(Claim, String)> {
+        let there = self.claims.get(claim)?;
+        let spec = there.spec.as_ref()?;
+        if spec.volume_name.as_deref().is_some_and(|name| !name.is_empty()) {
+            return None;
+        }
+        let node = there.annotations().get(SELECTED_NODE).filter(|node| !node.is_empty())?.clone();
+        let class = asks::class_of(&there, self).ok()??;
+        let asked = asks::new_claim(claim, &there, &class).ok()?;
+        (asked.volume == *volume).then_some((asked, node))
+    }
+
+    fn on_pod(&self, change: Change<'_, Pod>) {
+        let pod = match change {
+            Change::Is(pod) if !pod.is_over() => pod,
+            Change::Is(pod) | Change::Gone(pod) => {
+                let desk = &mut *self.desk();
+                desk.offers.end(&pod.id());
+                desk.asked.remove(&pod.id());
+                return;
+            }
+        };
+        let id = pod.id();
+        let news = self.desk().asked.get(&id).is_none_or(|asked| pod.version() > *asked);
+        // A nomination that is older than the pod's last question may be of a try that failed.
+        let nominated = pod.status.nominated_node_name.as_deref().filter(|node| news && !node.is_empty());
+        let sign = pod.spec.node_name.as_deref().or(nominated);
+        match (sign, self.asks(pod)) {
+            (Some(node), Asks::Room(request)) => {
+                let warnings = self.desk().offers.decide(&request, node);
+                warn(node, &warnings);
+            }
+            (None, _) if news && pod.is_unschedulable() => self.desk().offers.void(&id),
+            _ => {}
+        }
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        // The ledger is whole between any two of its own steps that could panic.
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn warn(node: &str, warnings: &[Warning]) {
+    for warning in warnings {
+        tracing::warn!(%node, "{warning}");
+    }
+}
+
+impl Records for Cluster {
+    fn claim(&self, key: &str) -> Option<Arc<PersistentVolumeClaim>> {
+        self.claims.get(key)
+    }
+
+    fn persistent_volume(&self, name: &str) -> Option<Arc<PersistentVolume>> {
+        self.persistent_volumes.get(name)
+    }
+
+    fn class(&self, name: &str) -> Option<Arc<StorageClass>> {
+        self.classes.get(name)
+    }
+
+    fn logic_volume(&self, name: &str) -> Option<Arc<LogicVolume>> {
+        self.volumes.get(name)
+    }
+
+    fn is_counted(&self, node: &str, volume: &VolumeName) -> bool {
+        self.desk().offers.ledger().view().includes(node, volume)
+    }
+}
