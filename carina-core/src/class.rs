@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use crate::declared::{DISK_SELECTION, DeclaredGroup};
 use crate::{Bytes, Error, FsType, GroupName, GroupSelector, Medium, Result, VolumeType, Wipe};
 
 /// `csi.storage.k8s.io/fstype`, and every other key that the sidecars add.
 const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
 /// The parameters that Carina knows.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 9] = [
     "carina.storage.io/disk-type",
     "carina.storage.io/disk-group-name",
     "carina.storage.io/volume-type",
@@ -15,6 +16,7 @@ const KNOWN: [&str; 8] = [
     "carina.storage.io/expansion-limit",
     "carina.storage.io/mkfs-options",
     "carina.storage.io/wipe",
+    DISK_SELECTION,
     "csi.storage.k8s.io/fstype",
 ];
 /// What the Go Carina had and this one refuses for now: bcache and host directories.
@@ -32,7 +34,8 @@ const REFUSED: [&str; 6] = [
 pub struct ClassParameters {
     /// `carina.storage.io/volume-type`: lvm (the default) or raw.
     pub volume_type: VolumeType,
-    /// `carina.storage.io/disk-group-name`, older `disk-type`: where volumes may go.
+    /// `carina.storage.io/disk-group-name`, older `disk-type`: where volumes may go; or the group that the
+    /// class itself declares ([`DISK_SELECTION`]).
     pub group: GroupSelector,
     /// `carina.storage.io/exclusively-raw-disk`: raw only, one volume over the whole disk.
     pub exclusive: bool,
@@ -61,11 +64,23 @@ impl ClassParameters {
             }
         }
         let get = |key: &str| parameters.get(key).copied().filter(|value| !value.is_empty());
-        let volume_type = match get("carina.storage.io/volume-type") {
-            None | Some("lvm") => VolumeType::Lvm,
-            Some("raw") => VolumeType::Raw,
+        let declared = get(DISK_SELECTION).map(DeclaredGroup::parse).transpose()?;
+        let asked_type = match get("carina.storage.io/volume-type") {
+            None => None,
+            Some("lvm") => Some(VolumeType::Lvm),
+            Some("raw") => Some(VolumeType::Raw),
             Some(other) => return Err(bad("carina.storage.io/volume-type", other, "lvm (the default) or raw")),
         };
+        let declared_type = declared.as_ref().map(|declared| declared.rule.volume_type);
+        if let (Some(asked), Some(declared)) = (asked_type, declared_type)
+            && asked != declared
+        {
+            return Err(Error::InvalidArgument(format!(
+                "carina.storage.io/volume-type is {asked} and the group that {DISK_SELECTION} declares is for {declared} \
+                 volumes; leave one of them out"
+            )));
+        }
+        let volume_type = asked_type.or(declared_type).unwrap_or(VolumeType::Lvm);
         let exclusive = match get("carina.storage.io/exclusively-raw-disk") {
             None | Some("false") => false,
             Some("true") if volume_type == VolumeType::Raw => true,
@@ -89,6 +104,15 @@ impl ClassParameters {
             }
             (Some(group), _) | (None, Some(group)) => group,
             (None, None) => GroupSelector::Any,
+        };
+        let group = match declared.map(|declared| GroupSelector::Named(declared.rule.name)) {
+            Some(own) if group != GroupSelector::Any && group != own => {
+                return Err(Error::InvalidArgument(format!(
+                    "{DISK_SELECTION} declares {own} and the class asks for {group}; leave one of them out"
+                )));
+            }
+            Some(own) => own,
+            None => group,
         };
         let fs_type = get("csi.storage.k8s.io/fstype").map(str::parse).transpose()?;
         let may_grow_to = get("carina.storage.io/expansion-limit")
@@ -180,6 +204,20 @@ mod tests {
         assert_eq!(parse(&[]).unwrap().wipe, Wipe::Zero);
         assert_eq!(parse(&[("carina.storage.io/wipe", "none")]).unwrap().wipe, Wipe::None);
         assert!(matches!(parse(&[("carina.storage.io/wipe", "discard")]), Err(Error::InvalidArgument(_))));
+    }
+
+    #[test]
+    fn a_class_that_declares_a_group_asks_for_that_one() {
+        let fast = (DISK_SELECTION, r#"{"name": "fast", "policy": "RAW", "re": ["nvme*"]}"#);
+        let class = parse(&[fast]).unwrap();
+        assert_eq!(class.group, GroupSelector::Named("fast".parse().unwrap()));
+        assert_eq!(class.volume_type, VolumeType::Raw);
+        assert!(parse(&[fast, ("carina.storage.io/disk-group-name", "fast")]).is_ok());
+        for other in [("carina.storage.io/disk-group-name", "slow"), ("carina.storage.io/volume-type", "lvm")] {
+            let error = parse(&[fast, other]).unwrap_err().to_string();
+            assert!(error.contains(DISK_SELECTION), "{error}");
+        }
+        assert!(parse(&[(DISK_SELECTION, "{}")]).is_err());
     }
 
     #[test]

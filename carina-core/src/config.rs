@@ -43,6 +43,8 @@ const GROUP_KEYS: [&str; 4] = ["name", "re", "policy", "nodeLabel"];
 pub struct Config {
     /// `diskSelector`: which disks may be claimed, and for which group.
     pub disk_selector: DiskSelector,
+    /// Groups that are declared elsewhere, beside those of the file: by StorageClasses.
+    pub declared: Vec<GroupRule>,
     /// `diskScanInterval`: the time between scans; `None` turns scanning and claiming on hot-plug off.
     pub scan_interval: Option<Duration>,
     /// `schedulerStrategy`: how placement chooses among nodes that have the room.
@@ -60,6 +62,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             disk_selector: DiskSelector::default(),
+            declared: Vec::new(),
             scan_interval: Some(SCAN_INTERVAL),
             strategy: Strategy::default(),
             reserve: DEFAULT_RESERVE,
@@ -243,7 +246,7 @@ fn disk_selector(value: &Value, warnings: &mut Vec<String>) -> Result<DiskSelect
     Ok(DiskSelector::Groups(rules))
 }
 
-fn group_rule(place: &str, object: &Map<String, Value>, warnings: &mut Vec<String>) -> Result<GroupRule> {
+pub(crate) fn group_rule(place: &str, object: &Map<String, Value>, warnings: &mut Vec<String>) -> Result<GroupRule> {
     warn_unknown(&format!("{place}."), object, &GROUP_KEYS, warnings);
     let key = |key: &str| format!("{place}.{key}");
     let get = |name: &str, allowed: &str| {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::{
@@ -184,6 +185,13 @@ impl Engine {
         })
         .await
         .unwrap_or_else(|e| Err(Error::Precondition(format!("the step ended without a result: {e}"))))
+    }
+
+    /// How many operations on volumes are in flight: it changes whenever one begins or ends, so whoever
+    /// publishes figures looks again then.
+    #[must_use]
+    pub fn activity(&self) -> watch::Receiver<usize> {
+        self.inner.operations.activity()
     }
 
     /// Listens to what happens to disks, groups and volumes: the latest events that were, then those that
@@ -469,6 +477,10 @@ impl VolumeService for Engine {
             Some((backend, _)) => backend.detach(id).await,
             None => Ok(()),
         }
+    }
+
+    fn tell(&self, event: Event) {
+        self.publish(event);
     }
 
     async fn record_format(&self, id: &VolumeId, record: FormatRecord) -> Result<()> {

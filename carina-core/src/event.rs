@@ -136,6 +136,8 @@ reasons! {
     GroupPolicyConflict: Warning,
     /// The config could not be read, or makes no sense: the one from before stays.
     ConfigRejected: Warning,
+    /// A StorageClass declares a group that this node cannot have.
+    ClassRefused: Warning,
     /// A step of the plan failed.
     PlanStepFailed: Warning,
     /// A disk of a group has gone.
@@ -186,6 +188,8 @@ reasons! {
     DrainCancelled: Normal,
     /// A disk could not be emptied.
     DrainFailed: Warning,
+    /// An ephemeral volume was removed whose publication had gone without it.
+    EphemeralRemoved: Normal,
     /// A volume, group or disk that the Go Carina made is ours now.
     VolumeAdopted: Normal,
     /// Something that looks like the Go Carina's could not be taken over.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::pattern::{Matched, Pattern};
-use crate::{Disk, DiskSelector, GroupName, GroupRule, Medium, VolumeType};
+use crate::{Config, Disk, DiskSelector, GroupName, GroupRule, Medium, VolumeType};
 
 /// What the config says of one disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,6 +53,18 @@ impl DiskSelector {
     }
 }
 
+impl Config {
+    /// Looks which groups of this node a disk is selected for, by the file and by what is declared beside it.
+    #[must_use]
+    pub fn select(&self, disk: &Disk, node_labels: &BTreeSet<String>) -> Selection {
+        let mut selection = self.disk_selector.select(disk, node_labels);
+        for rule in self.declared.iter().filter(|rule| rule.is_for(node_labels)) {
+            selection.add(&rule.name, rule.volume_type, &rule.patterns, disk);
+        }
+        selection
+    }
+}
+
 impl GroupRule {
     /// Whether a node with labels of these keys has the group.
     #[must_use]
@@ -82,7 +94,7 @@ impl Selection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bytes, Config, DiskKind};
+    use crate::{Bytes, DiskKind};
 
     fn disk(name: &str, medium: Medium) -> Disk {
         let kind = if name.ends_with(char::is_numeric) { DiskKind::Partition } else { DiskKind::Disk };

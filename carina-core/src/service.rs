@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use serde::Serialize;
 
-use crate::{Bytes, FormatRecord, GroupSelector, Result, SizeRange, Volume, VolumeId, VolumeRequest, VolumeType};
+use crate::{
+    Bytes, Event, FormatRecord, GroupSelector, Result, SizeRange, Volume, VolumeId, VolumeRequest, VolumeType,
+};
 
 /// The room for new volumes of some kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -63,6 +65,11 @@ pub trait VolumeService: Send + Sync + 'static {
 
     /// The volume's device node is no longer needed on this node.
     async fn detach(&self, id: &VolumeId) -> Result<()>;
+
+    /// Tells people of something that happened to a volume; it goes to the log at least.
+    fn tell(&self, event: Event) {
+        tracing::warn!("{event}");
+    }
 
     /// Records what the volume is about to be handed out as; it must be on stable storage on return.
     async fn record_format(&self, id: &VolumeId, record: FormatRecord) -> Result<()>;

@@ -207,6 +207,9 @@ pub struct VolumeRequest {
     /// The nodes that it may go to; none named means any. On one machine there is nothing to choose.
     #[serde(default)]
     pub nodes: Vec<String>,
+    /// Where it is published, if it is ephemeral: it lives and dies with that publication.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<PathBuf>,
     /// The claim that it is made for, where there is one: a label for people, no part of the request.
     #[serde(default)]
     pub claim: Option<ClaimName>,
@@ -233,6 +236,7 @@ impl VolumeRequest {
             exclusive: false,
             may_grow_to: None,
             nodes: Vec::new(),
+            ephemeral: None,
             claim: None,
             wipe: Wipe::Zero,
         }
@@ -271,6 +275,14 @@ impl VolumeRequest {
         if self.exclusive != volume.exclusive {
             return differs(format!("exclusive={}, while {} was asked for", volume.exclusive, self.exclusive));
         }
+        if self.ephemeral != volume.ephemeral {
+            let place = |at: &Option<PathBuf>| at.as_ref().map_or("nowhere".to_owned(), |at| at.display().to_string());
+            return differs(format!(
+                "a life that ends with its publication at {}, while {} was asked for",
+                place(&volume.ephemeral),
+                place(&self.ephemeral)
+            ));
+        }
         Ok(())
     }
 }
@@ -293,6 +305,10 @@ pub struct Volume {
     pub volume_type: VolumeType,
     /// Raw only: whether the disk is its alone.
     pub exclusive: bool,
+    /// Where it is published, if it is ephemeral: it lives and dies with that publication, and no claim,
+    /// LogicVolume or PersistentVolume speaks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<PathBuf>,
     /// What it was last handed out as; `None` if nobody has had it.
     pub formatted: Option<FormatRecord>,
     /// Its device node while it is attached.

@@ -200,6 +200,8 @@ impl Controller for ControllerService {
             })?),
         };
         let mut volumes = self.service.list().await.map_err(|error| status(Call::Other, &error))?;
+        // Those are their publications', not the controller's.
+        volumes.retain(|volume| volume.ephemeral.is_none());
         volumes.sort_by(|a, b| a.id.cmp(&b.id));
         if let Some(after) = after {
             volumes.retain(|volume| volume.id.as_str() > after);

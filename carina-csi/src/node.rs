@@ -1,6 +1,7 @@
 //! The CSI Node service over a [`VolumeService`] and a [`Mounter`]: checks each request, then lets one
 //! operation a volume do the work.
 
+mod ephemeral;
 mod publish;
 mod stage;
 mod target;
@@ -9,6 +10,7 @@ mod usage;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use carina_core::{Error, Result as CoreResult, Volume, VolumeId, VolumeService};
 use tonic::{Request, Response, Status, async_trait};
@@ -23,7 +25,10 @@ use crate::proto::{self};
 use crate::request::{missing, volume_id};
 use crate::status::{Call, status};
 use crate::topology::NodeName;
+use ephemeral::Ephemeral;
 
+/// How often ephemeral volumes that were left behind are looked for.
+const SWEEP: Duration = Duration::from_secs(300);
 /// The longest path that Linux takes.
 const PATH_LIMIT: usize = 4096;
 
@@ -73,6 +78,25 @@ impl NodeService {
         self.inner.operations.idle().await;
     }
 
+    /// Removes ephemeral volumes that were left behind: at once, and now and then, for ever.
+    pub(crate) async fn sweep(&self) {
+        loop {
+            match self.inner.left_behind().await {
+                Ok(left) => {
+                    for id in left {
+                        let key = id.clone();
+                        let work = |inner: Arc<Inner>| async move { inner.remove_left_behind(&id).await };
+                        if let Err(error) = self.run(&key, Call::Other, work).await {
+                            tracing::warn!(volume = %key, "an ephemeral volume stays behind for now: {}", error.message());
+                        }
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "ephemeral volumes that were left behind cannot be looked for"),
+            }
+            tokio::time::sleep(SWEEP).await;
+        }
+    }
+
     /// Runs an operation as the only one of its volume.
     async fn run<T, F>(&self, id: &VolumeId, call: Call, work: impl FnOnce(Arc<Inner>) -> F) -> Result<T, Status>
     where
@@ -100,17 +124,20 @@ impl Inner {
         }
     }
 
-    /// The device of the volume of this id, as far as there are such. Taking down must go on when the
+    /// The volume of this id and its device, as far as there are such. Taking down must go on when the
     /// volume is gone, its storage doesn't answer or its disk was pulled, so nothing here is an error.
-    async fn whatever_is_left_of(&self, id: &VolumeId) -> Option<DeviceNumber> {
-        let device = match self.service.get(id).await {
-            Ok(volume) => self.device_of(&volume).await,
-            Err(error) => Err(error),
-        };
-        device.unwrap_or_else(|error| {
-            tracing::debug!(volume = %id, %error, "taken down by the mount table alone");
-            None
-        })
+    async fn whatever_is_left_of(&self, id: &VolumeId) -> (Option<Volume>, Option<DeviceNumber>) {
+        let unknown = |error| tracing::debug!(volume = %id, %error, "taken down by the mount table alone");
+        match self.volume(id).await {
+            Ok(volume) => {
+                let device = self.device_of(&volume).await.map_err(unknown).ok().flatten();
+                (Some(volume), device)
+            }
+            Err(error) => {
+                unknown(error);
+                (None, None)
+            }
+        }
     }
 
     /// What is mounted at a path, topmost last.
@@ -185,6 +212,16 @@ impl Node for NodeService {
         let id = volume_id(&request.volume_id)?;
         let target = path("target_path", &request.target_path)?;
         let capability = capability(request.volume_capability.as_ref(), Status::failed_precondition)?;
+        let read_only = request.readonly || capability.is_read_only();
+        let ephemeral = Ephemeral::asked(&request.volume_context).map_err(|e| status(Call::Other, &e))?;
+        if let Some(ephemeral) = ephemeral {
+            let key = id.clone();
+            self.run(&key, Call::Create, |inner| async move {
+                inner.publish_ephemeral(&id, &target, &capability, read_only, &ephemeral).await
+            })
+            .await?;
+            return Ok(Response::new(proto::NodePublishVolumeResponse {}));
+        }
         if request.staging_target_path.is_empty() {
             // The one missing field that has a code of its own in the table of NodePublishVolume.
             return Err(Status::failed_precondition(
@@ -192,7 +229,6 @@ impl Node for NodeService {
             ));
         }
         let staging = path("staging_target_path", &request.staging_target_path)?;
-        let read_only = request.readonly || capability.is_read_only();
         let key = id.clone();
         self.run(&key, Call::Other, |inner| async move {
             inner.publish(&id, &staging, &target, &capability, read_only).await

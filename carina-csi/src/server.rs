@@ -163,8 +163,15 @@ impl Driver {
             calls.idle().await;
             tokio::time::sleep(LEAVE).await;
         };
+        let sweeping = async {
+            match &self.node {
+                Some(node) => node.sweep().await,
+                None => std::future::pending().await,
+            }
+        };
         let served = tokio::select! {
             served = router.serve_with_incoming_shutdown(UnixListenerStream::new(incoming), until_shutdown) => served,
+            () = sweeping => Ok(()),
             () = abandoned => {
                 tracing::warn!("a client did not take leave within {LEAVE:?}; its connection is cut");
                 Ok(())

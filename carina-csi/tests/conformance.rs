@@ -411,3 +411,41 @@ async fn a_mount_option_that_no_kernel_knows_is_named() {
     f.unstage(&volume, &staging).await.unwrap();
     f.delete(&volume).await;
 }
+
+/// A crash, or a caller that gave up, leaves an ephemeral volume; only one that nobody can unpublish goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ephemeral_volumes_that_were_left_behind_go_and_others_stay() {
+    let f = in_memory().await;
+    let publish = async |f: &Fixture, id: &str| {
+        std::fs::create_dir_all(f.path(id)).unwrap();
+        let request = suite::node::ephemeral_request(id, &f.path(&format!("{id}/mount")), &[("size", "16Mi")]);
+        f.node.clone().node_publish_volume(request).await.unwrap();
+    };
+    for id in ["published", "folder-kept", "mounted", "left-behind"] {
+        publish(&f, id).await;
+    }
+    f.create("csi-claimed", Bytes::mib(16), &ext4()).await;
+    let forget = async |f: &Fixture, id: &str| {
+        f.machine.mounter.unmount(Path::new(&f.path(&format!("{id}/mount")))).await.unwrap();
+    };
+    forget(&f, "folder-kept").await;
+    forget(&f, "left-behind").await;
+    for id in ["mounted", "left-behind"] {
+        std::fs::remove_dir_all(f.path(id)).unwrap();
+    }
+    let f = f.restart().await;
+    let names = async || -> Vec<String> {
+        f.machine.service.list().await.unwrap().into_iter().map(|volume| volume.name.to_string()).collect()
+    };
+    tokio::time::timeout(Duration::from_secs(30), async {
+        while names().await.iter().any(|name| name == "left-behind") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("what was left behind is removed at the start");
+    let left = names().await;
+    for kept in ["published", "folder-kept", "mounted", "csi-claimed"] {
+        assert!(left.iter().any(|name| name == kept), "{kept} stays: {left:?}");
+    }
+}

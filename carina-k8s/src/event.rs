@@ -57,6 +57,8 @@ pub const ADOPTED: &str = "VolumeAdopted";
 pub const VOLUME_KEPT: &str = "VolumeKept";
 /// A node's agent doesn't answer.
 pub const AGENT_SILENT: &str = "AgentSilent";
+/// A StorageClass declares a group that a node cannot have.
+pub const GROUP_REFUSED: &str = "GroupRefused";
 /// Start-up recovery left something that only a person can decide.
 pub const NEEDS_A_PERSON: &str = "NeedsAPerson";
 

@@ -99,6 +99,9 @@ pub struct GroupFigures {
     /// The volumes that these figures include, by the names they were asked for by.
     #[serde(default)]
     pub volumes: Vec<String>,
+    /// The StorageClasses that declare it; none if the config does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub declared_by: Vec<String>,
     /// The kernel names of its disks.
     #[serde(default)]
     pub disks: Vec<String>,
@@ -288,6 +291,7 @@ impl GroupFigures {
             volume_count: group.volumes,
             volumes_left: group.volumes_left,
             volumes: volumes.iter().filter(|v| v.group == group.name).map(|v| v.name.to_string()).collect(),
+            declared_by: Vec::new(),
             disks: group.disks.clone(),
             raw_disks: group.raw_disks.iter().map(RawDiskFigures::of).collect(),
             health: (&group.health).into(),

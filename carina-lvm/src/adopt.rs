@@ -66,6 +66,7 @@ impl LvmBackend {
             cluster: self.cluster().map(str::to_owned),
             asked: Some(claim.size),
             format: Some(format),
+            ephemeral: None,
             quarantined: None,
         };
         let tags = record.to_tags(&candidate.id);

@@ -117,6 +117,7 @@ pub fn volume(name: &GroupName, group: &Group, ours: &OurVolume) -> Option<Volum
         size: ours.size?,
         volume_type: VolumeType::Lvm,
         exclusive: false,
+        ephemeral: ours.record.ephemeral.clone(),
         formatted: ours.record.format,
         device: None,
         used: None,

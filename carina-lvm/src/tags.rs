@@ -3,6 +3,10 @@
 //! LVM puts the tags of a combined create on the pool only, so the pool's tags are the record of its
 //! volume too. LVM's tags hold `[A-Za-z0-9_+.-/=!:&#]`; names outside that go in as base64url.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use carina_core::{Bytes, DrainBy, FormatRecord, Medium, VolumeId, VolumeName};
@@ -21,6 +25,7 @@ const SIZE: &str = "carina.io/size=";
 const FORMAT: &str = "carina.io/fs=";
 /// The tag of a linear volume that was deleted, or of space that is to join one, until it is zeroed.
 pub const WIPING: &str = "carina.io/wiping";
+const EPHEMERAL: &str = "carina.io/ephemeral=";
 const QUARANTINED: &str = "carina.io/quarantined=";
 
 /// Whether these tags say that Carina made it.
@@ -80,6 +85,8 @@ pub struct Record {
     pub asked: Option<Bytes>,
     /// What it was last handed out as.
     pub format: Option<FormatRecord>,
+    /// Where it is published, if it is ephemeral.
+    pub ephemeral: Option<PathBuf>,
     /// Since when it is in quarantine, in seconds since 1970.
     pub quarantined: Option<u64>,
 }
@@ -94,6 +101,8 @@ impl Record {
         tags.extend(self.cluster.as_ref().map(|cluster| format!("{CLUSTER}{cluster}")));
         tags.extend(self.asked.map(|asked| format!("{SIZE}{}", asked.get())));
         tags.extend(self.format.map(format_tag));
+        let at = self.ephemeral.as_ref().map(|at| URL_SAFE_NO_PAD.encode(at.as_os_str().as_bytes()));
+        tags.extend(at.map(|at| format!("{EPHEMERAL}{at}")));
         tags.extend(self.quarantined.map(quarantine_tag));
         tags
     }
@@ -112,6 +121,10 @@ impl Record {
             cluster: value(tags, CLUSTER).map(str::to_owned),
             asked: value(tags, SIZE).and_then(|n| n.parse().ok()).map(Bytes),
             format: value(tags, FORMAT).and_then(|text| text.parse().ok()),
+            ephemeral: match value(tags, EPHEMERAL) {
+                Some(encoded) => Some(OsString::from_vec(URL_SAFE_NO_PAD.decode(encoded).ok()?).into()),
+                None => None,
+            },
             quarantined: value(tags, QUARANTINED).and_then(|n| n.parse().ok()),
         })
     }
@@ -160,6 +173,7 @@ mod tests {
             text in "\\PC{1,42}",
             cluster in proptest::option::of("[a-z0-9-]{1,36}"),
             asked in proptest::option::of(any::<u64>()),
+            at in proptest::option::of("/\\PC{1,200}"),
             quarantined in proptest::option::of(any::<u64>()),
         ) {
             let Ok(name) = text.parse::<VolumeName>() else { return Ok(()) };
@@ -169,6 +183,7 @@ mod tests {
                 cluster,
                 asked: asked.map(Bytes),
                 format: Some(FormatRecord::Formatting(FsType::Xfs)),
+                ephemeral: at.map(Into::into),
                 quarantined,
             };
             let tags = record.to_tags(&id);

@@ -125,6 +125,7 @@ impl LvmBackend {
             cluster: self.cluster().map(str::to_owned),
             asked: Some(request.size.required()),
             format: None,
+            ephemeral: request.ephemeral.clone(),
             quarantined: None,
         };
         let tags = record.to_tags(&id);

@@ -477,6 +477,7 @@ impl VolumeBackend for RawBackend {
             exclusive: request.exclusive,
             wipe: request.wipe,
             cluster: self.cluster.clone(),
+            ephemeral: request.ephemeral.clone(),
         };
         member.change(&format!("create {id}"), move |disk| disk.create(&new)).await?;
         self.volume(&id)

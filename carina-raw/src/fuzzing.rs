@@ -72,7 +72,16 @@ fn range(size: Bytes) -> SizeRange {
 fn volume(name: &str, start: u64) -> NewVolume {
     let name = name.parse().unwrap_or_else(|e| unreachable!("{e}"));
     let (start, size) = (Bytes::mib(start), Bytes::MIB);
-    NewVolume { id: VolumeId::plain(&name), name, start, size, exclusive: false, wipe: Wipe::Zero, cluster: None }
+    NewVolume {
+        id: VolumeId::plain(&name),
+        name,
+        start,
+        size,
+        exclusive: false,
+        wipe: Wipe::Zero,
+        cluster: None,
+        ephemeral: None,
+    }
 }
 
 /// Writes the patches over the disk. Every second place is counted from the end, where the backup is.

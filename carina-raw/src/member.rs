@@ -153,6 +153,7 @@ impl Member {
             size: record.size,
             volume_type: VolumeType::Raw,
             exclusive: record.exclusive,
+            ephemeral: record.ephemeral.clone(),
             formatted: record.formatted,
             device,
             used: None,

@@ -11,6 +11,7 @@
 //! Partitions are announced to the kernel after the table has them, and forgotten before it loses them.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use carina_core::{
@@ -82,6 +83,8 @@ pub struct NewVolume {
     pub wipe: Wipe,
     /// The cluster that asks, where there is one.
     pub cluster: Option<String>,
+    /// Where it is published, if it is ephemeral.
+    pub ephemeral: Option<PathBuf>,
 }
 
 /// A stretch that is being zeroed.
@@ -277,6 +280,7 @@ impl OwnedDisk {
                 formatted: None,
                 wipe: new.wipe,
                 cluster: new.cluster.clone(),
+                ephemeral: new.ephemeral.clone(),
                 quarantined: None,
                 wiped: None,
             };

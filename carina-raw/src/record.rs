@@ -6,6 +6,7 @@
 //! and JSON, so `dd if=/dev/sdb bs=64k skip=1 count=15 | strings` shows it to people.
 
 use std::io;
+use std::path::PathBuf;
 
 use carina_core::{Bytes, FormatRecord, GroupName, Medium, VolumeId, VolumeName, Wipe};
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,9 @@ pub struct VolumeRecord {
     /// The cluster that asked, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
+    /// Where it is published, if it is ephemeral.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<PathBuf>,
     /// Since when it is in quarantine, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantined: Option<u64>,
@@ -218,6 +222,7 @@ mod tests {
                 formatted: Some(FormatRecord::Formatting(FsType::Ext4)),
                 wipe: Wipe::None,
                 cluster: Some("c".repeat(128)),
+                ephemeral: Some("\"".repeat(512).into()),
                 quarantined: Some(u64::MAX),
                 wiped: Some(Bytes::MAX),
             }

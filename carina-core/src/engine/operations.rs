@@ -109,6 +109,11 @@ impl Operations {
         }
     }
 
+    /// How many are in flight.
+    pub(super) fn activity(&self) -> watch::Receiver<usize> {
+        self.in_flight.subscribe()
+    }
+
     /// Waits until nothing is in flight.
     pub(super) async fn idle(&self) {
         let mut in_flight = self.in_flight.subscribe();

@@ -95,7 +95,7 @@ impl GroupPlan {
     }
 
     fn note(&mut self, node: &Node<'_>, config: &Config, node_labels: &BTreeSet<String>) {
-        if config.disk_selector.is_empty() {
+        if config.disk_selector.is_empty() && config.declared.is_empty() {
             self.notes.push("the config selects no disk, so none is ever claimed; see diskSelector".to_owned());
         }
         let DiskSelector::Groups(rules) = &config.disk_selector else { return };
@@ -241,7 +241,7 @@ impl<'a> Node<'a> {
         let minimum = config.minimum_disk_size;
         // The listing that says most against claiming comes first and stays.
         let mut listed: Vec<(&Disk, Selection)> =
-            disks.iter().map(|disk| (disk, config.disk_selector.select(disk, node_labels))).collect();
+            disks.iter().map(|disk| (disk, config.select(disk, node_labels))).collect();
         listed.sort_by_key(|(disk, selection)| {
             let reasons = disk.not_bare(minimum).len();
             let ids = Reverse(disk.ids.clone());

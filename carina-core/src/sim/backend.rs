@@ -290,6 +290,7 @@ impl VolumeBackend for SimBackend {
                 size: None,
                 formatted: None,
                 cluster: self.cluster.clone(),
+                ephemeral: request.ephemeral.clone(),
                 quarantined: None,
                 places: BTreeMap::new(),
             })?;
@@ -447,6 +448,7 @@ impl VolumeBackend for SimBackend {
             size: Some(there.size),
             formatted: Some(FormatRecord::Block),
             cluster: self.cluster.clone(),
+            ephemeral: None,
             quarantined: None,
             places: BTreeMap::new(),
         };

@@ -106,6 +106,9 @@ pub(super) struct SimVolume {
     /// The cluster that it was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) cluster: Option<String>,
+    /// Where it is published, if it is ephemeral.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ephemeral: Option<PathBuf>,
     /// Since when it is in quarantine, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) quarantined: Option<u64>,
@@ -490,6 +493,7 @@ impl State {
             size: volume.size?,
             volume_type: VolumeType::Lvm,
             exclusive: false,
+            ephemeral: volume.ephemeral.clone(),
             formatted: volume.formatted,
             device: None,
             used: None,

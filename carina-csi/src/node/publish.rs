@@ -68,7 +68,13 @@ impl Inner {
 
     /// Whether what is published at a path is what is asked for. A publication of an earlier run that was
     /// cut before it became read-only is finished.
-    async fn same_publication(&self, at: &Path, entry: &MountEntry, device: DeviceNumber, asked: &Asked) -> Result<()> {
+    pub(super) async fn same_publication(
+        &self,
+        at: &Path,
+        entry: &MountEntry,
+        device: DeviceNumber,
+        asked: &Asked,
+    ) -> Result<()> {
         let differs = |has: &str| {
             Err(Error::AlreadyExists(format!(
                 "{} has {has}, and volume {} as {} ({}) was asked for; unpublish it first",
@@ -99,9 +105,13 @@ impl Inner {
     }
 
     pub(super) async fn unpublish(&self, id: &VolumeId, at: &Path) -> Result<()> {
-        let device = self.whatever_is_left_of(id).await;
+        let (volume, device) = self.whatever_is_left_of(id).await;
         self.clear(id, at, device).await?;
-        target::remove(at)
+        target::remove(at)?;
+        match volume.filter(|volume| volume.ephemeral.is_some()) {
+            Some(ephemeral) => self.remove_ephemeral(&ephemeral).await,
+            None => Ok(()),
+        }
     }
 }
 

@@ -153,7 +153,7 @@ impl Inner {
     }
 
     /// Brings a volume that is mounted nowhere into a state to be mounted.
-    async fn prepare(&self, volume: &Volume, device: &Path, fs: FsType, context: &Context) -> Result<()> {
+    pub(super) async fn prepare(&self, volume: &Volume, device: &Path, fs: FsType, context: &Context) -> Result<()> {
         let contents = self.mounter.probe(device).await?;
         match preparation(volume, device, &contents, fs)? {
             Preparation::Format { overwrite } => {
@@ -189,7 +189,7 @@ impl Inner {
     }
 
     pub(super) async fn unstage(&self, id: &VolumeId, staging: &Path) -> Result<()> {
-        let device = self.whatever_is_left_of(id).await;
+        let (_, device) = self.whatever_is_left_of(id).await;
         self.clear(id, staging, device).await?;
         if let Some(device) = device {
             let mounts = self.mounter.mounts().await?;
@@ -229,6 +229,7 @@ mod tests {
             size: Bytes::GIB,
             volume_type: VolumeType::Lvm,
             exclusive: false,
+            ephemeral: None,
             formatted,
             device: None,
             used: None,

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use carina_core::{Error, Result};
@@ -51,8 +52,9 @@ fn make(
     }
 }
 
-/// Removes what a volume was mounted on: an empty directory or an empty file. Anything else holds
-/// something that nobody said to remove.
+/// Removes what a volume was mounted on: an empty directory, an empty file, or a node of a block device,
+/// which the Go Carina made where it published one. Anything else holds something that nobody said to
+/// remove.
 pub(super) fn remove(path: &Path) -> Result<()> {
     let full = |what: &str| {
         Error::Precondition(format!(
@@ -67,7 +69,7 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     };
     let removed = if metadata.is_dir() {
         fs::remove_dir(path)
-    } else if metadata.is_file() && metadata.len() == 0 {
+    } else if metadata.file_type().is_block_device() || metadata.is_file() && metadata.len() == 0 {
         fs::remove_file(path)
     } else if metadata.is_file() {
         return Err(full("has contents"));

@@ -35,7 +35,7 @@ impl Inner {
     /// # Errors
     /// [`Error::NotFound`] if there is no such volume, or it is not there.
     async fn found_at(&self, id: &VolumeId, path: &Path) -> Result<(Volume, MountEntry)> {
-        let volume = self.service.get(id).await?;
+        let volume = self.volume(id).await?;
         let nowhere = || Error::NotFound(format!("volume {id} is not mounted at {}", path.display()));
         let device = self.device_of(&volume).await?.ok_or_else(nowhere)?;
         let entries = self.mounted_at(&target::resolve(path)).await?;

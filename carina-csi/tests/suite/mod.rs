@@ -39,6 +39,7 @@ macro_rules! every_rule {
             node::an_ext4_volume_lives,
             node::an_xfs_volume_lives,
             node::a_block_volume_lives,
+            node::an_ephemeral_volume_lives_and_dies_with_its_publication,
             node::options_of_the_class_are_used,
             node::an_incompatible_repeat_exists_already,
             node::a_publication_needs_a_staged_volume,

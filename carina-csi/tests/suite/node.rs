@@ -176,6 +176,68 @@ pub async fn a_block_volume_lives(f: &Fixture) {
 }
 
 /// mkfs options of the class reach mkfs, mount options reach the mount.
+/// An inline volume of a pod, as kubelet asks for it.
+pub fn ephemeral_request(id: &str, target: &str, attributes: &[(&str, &str)]) -> proto::NodePublishVolumeRequest {
+    let pod = [
+        ("csi.storage.k8s.io/ephemeral", "true"),
+        ("csi.storage.k8s.io/pod.name", "web-0"),
+        ("csi.storage.k8s.io/pod.uid", "0f8c7b1e-2d3a-4b5c-8d7e-9f0a1b2c3d4e"),
+    ];
+    let context = pod.iter().chain(attributes).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let volume = proto::Volume { volume_id: id.to_owned(), volume_context: context, ..Default::default() };
+    publish_request(&volume, "", target, &ext4(), false)
+}
+
+pub async fn an_ephemeral_volume_lives_and_dies_with_its_publication(f: &Fixture) {
+    let (mut n, target) = (f.node.clone(), f.path("pod-mount"));
+    let id = format!("csi-{}", "ab12".repeat(16));
+    let before = f.machine.service.list().await.unwrap();
+    for (attributes, named) in [
+        (&[][..], "carina.storage.io/size"),
+        (&[("size", "many")], "size"),
+        (&[("size", "16Mi"), ("carina.storage.io/colour", "red")], "colour"),
+    ] {
+        let asked = n.node_publish_volume(ephemeral_request(&id, &target, attributes)).await;
+        refused(asked, Code::InvalidArgument, &[named]);
+    }
+    let huge = n.node_publish_volume(ephemeral_request(&id, &target, &[("size", "1Ei")])).await;
+    refused(huge, Code::ResourceExhausted, &[]);
+    assert_eq!(f.machine.service.list().await.unwrap(), before, "what is refused changes nothing");
+
+    let asked = || ephemeral_request(&id, &target, &[("carina.storage.io/size", "16Mi")]);
+    for _ in 0..2 {
+        n.node_publish_volume(asked()).await.unwrap();
+        assert_eq!(f.mounted(&target).await.len(), 1);
+    }
+    let other = n.node_publish_volume(ephemeral_request(&id, &target, &[("size", "32Mi")])).await;
+    refused(other, Code::AlreadyExists, &[]);
+    let all = f.machine.service.list().await.unwrap();
+    let volume = all.iter().find(|volume| volume.name.as_str() == id).unwrap();
+    assert_eq!(volume.ephemeral.as_deref(), Some(std::path::Path::new(&target)));
+    assert_eq!((volume.size, volume.formatted), (SIZE, Some(FormatRecord::Formatted(FsType::Ext4))));
+    let known = proto::Volume { volume_id: id.clone(), ..Default::default() };
+    assert!(f.stats(&known, &target).await.unwrap().usage[0].total > 0);
+    let listed = f.controller.clone().list_volumes(proto::ListVolumesRequest::default()).await.unwrap().into_inner();
+    let shown = |volume: &proto::list_volumes_response::Entry| volume.volume.clone().unwrap().volume_id;
+    assert!(listed.entries.iter().all(|entry| !shown(entry).contains(&id)), "the controller has no part in it");
+
+    // A volume of a claim is not removed by an unpublication, whatever id it is asked by.
+    let kept = f.create("csi-kept", SIZE, &ext4()).await;
+    f.unpublish(&proto::Volume { volume_id: "csi-kept".to_owned(), ..Default::default() }, &f.path("other"))
+        .await
+        .unwrap();
+    f.unpublish(&kept, &f.path("other")).await.unwrap();
+    for _ in 0..2 {
+        f.unpublish(&known, &target).await.unwrap();
+        assert_eq!(f.mounted(&target).await, []);
+        let left = f.machine.service.list().await.unwrap();
+        assert!(left.iter().all(|volume| volume.ephemeral.is_none()));
+        assert!(left.iter().any(|volume| volume.name.as_str() == "csi-kept"));
+    }
+    assert!(!std::path::Path::new(&target).exists());
+    f.delete(&kept).await;
+}
+
 pub async fn options_of_the_class_are_used(f: &Fixture) {
     let capability = mount_with("ext4", Mode::SingleNodeWriter, &["noatime,nodev", "noexec"]);
     let mut request = super::fixture::create_request("csi-options", SIZE, &capability);

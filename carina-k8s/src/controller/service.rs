@@ -357,6 +357,7 @@ pub(super) fn volume(object: &LogicVolume) -> Option<Volume> {
         size: status.current_size.as_ref()?.bytes().ok()?,
         volume_type: object.volume_type().ok()?,
         exclusive: object.annotation(EXCLUSIVE) == Some("true"),
+        ephemeral: None,
         formatted: None,
         device: None,
         used: None,

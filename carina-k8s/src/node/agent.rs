@@ -42,11 +42,19 @@ pub async fn run(
     let changed = Arc::new(Notify::new());
     let node = options.node_name.as_str().to_owned();
 
+    let mut tasks = JoinSet::new();
+    let (mut activity, told) = (engine.activity(), Arc::clone(&changed));
+    tasks.spawn(async move {
+        // The CSI service makes volumes too: ephemeral ones.
+        while activity.changed().await.is_ok() {
+            told.notify_one();
+        }
+    });
+
     let mounter = storage::mounter(&options, &engine);
     let driver = Driver::new().node(options.node_name.clone(), Arc::new(engine.clone()), mounter);
     let csi = tokio::spawn(driver.serve(options.csi_address.listen()?, until_stopped(stopped.clone())));
 
-    let mut tasks = JoinSet::new();
     let (pages, figures) = pages::router(engine.clone(), node.clone(), ready.clone());
     tasks.spawn(web::serve(http, pages));
     tasks.spawn(web::serve(metrics, figures));

@@ -196,7 +196,7 @@ impl Volumes {
         let mut found: Option<Volume> = None;
         for id in ids {
             match self.engine.get(&id).await {
-                Ok(volume) if volume.name == name => {
+                Ok(volume) if volume.name == name && volume.ephemeral.is_none() => {
                     found = Some(volume);
                     break;
                 }

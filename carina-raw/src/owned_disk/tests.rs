@@ -31,7 +31,16 @@ fn claimed() -> FakeDisk {
 
 fn new(name: &str, start: Bytes, size: Bytes) -> NewVolume {
     let name: VolumeName = name.parse().unwrap();
-    NewVolume { id: VolumeId::plain(&name), name, start, size, exclusive: false, wipe: Wipe::Zero, cluster: None }
+    NewVolume {
+        id: VolumeId::plain(&name),
+        name,
+        start,
+        size,
+        exclusive: false,
+        wipe: Wipe::Zero,
+        cluster: None,
+        ephemeral: None,
+    }
 }
 
 fn id(name: &str) -> VolumeId {

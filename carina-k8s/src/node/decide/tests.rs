@@ -38,6 +38,7 @@ fn volume(size: Bytes) -> Volume {
         size,
         volume_type: VolumeType::Lvm,
         exclusive: false,
+        ephemeral: None,
         formatted: None,
         device: None,
         used: None,
