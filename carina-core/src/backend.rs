@@ -41,6 +41,19 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// What it can do beyond the life of a volume.
     fn capabilities(&self) -> Capabilities;
 
+    /// The config says other limits: what is never promised of each group, and the smallest disk that is
+    /// claimed.
+    fn set_limits(&self, reserve: Bytes, minimum_disk: Bytes);
+
+    /// Something happened to a disk of this node, by its kernel name, or to nobody knows which: what was
+    /// found on it before is known no longer.
+    fn disk_changed(&self, _name: Option<&str>) {}
+
+    /// Disks came, went or changed: looks at all of them anew before it is asked for its groups.
+    async fn look_again(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The disks of this node, those in its groups included.
     async fn disks(&self) -> Result<Vec<Disk>>;
 

@@ -1,32 +1,46 @@
 //! The disks of this node, as the kernel shows them.
 //!
-//! Facts come from sysfs, the mount table and the swap list, without a fork. Only a disk that nothing
-//! else speaks against is probed, by one program with a deadline, and read by itself.
+//! Facts come from sysfs, the mount table, the swap list and udev's database where there is one, without
+//! a fork. Only a disk that nothing else speaks against is probed: its ends are read, and where they hold
+//! anything, one program with a deadline says what. What a probe found is remembered until the disk
+//! changes, so that looking again costs no process; whoever claims a disk probes it again.
 
 mod ids;
 mod mounts;
 mod probe;
+mod remember;
+mod transport;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use crate::exec::CommandRunner;
-use crate::{Bytes, Disk, DiskKind, Error, Medium, PlannedDisk, Result, SectorSizes, Signature, Transport};
+use crate::{Bytes, Disk, DiskKind, Error, Medium, PlannedDisk, Result, SectorSizes, Signature};
 use ids::Links;
 use mounts::InUse;
+use probe::Ends;
+use remember::{Identity, Memory};
 
 /// The size of a sector in sysfs, whatever the device's own.
 const SECTOR: u64 = 512;
 
-/// Where the kernel shows its devices.
+/// How many disks are read at a time when none of them is known yet.
+const READ_AT_ONCE: usize = 16;
+
+/// Where the kernel shows its devices, and what probes of them found; clones share that.
 #[derive(Debug, Clone)]
 pub struct Sysfs {
     sys: PathBuf,
     proc: PathBuf,
     dev: PathBuf,
     udev: PathBuf,
+    memory: Arc<Memory>,
 }
 
 impl Default for Sysfs {
@@ -42,20 +56,40 @@ struct Seen {
     disk: Disk,
     /// Its number, `major:minor`.
     number: String,
+    /// What tells whether it is still the disk that was probed, and as it was then.
+    identity: Identity,
 }
 
 impl Sysfs {
-    /// This machine: `/sys`, `/proc`, `/dev` and `/run/udev`.
+    /// This machine: `/sys`, `/proc`, `/dev` and `/run/udev`. What probes found is one memory for the whole
+    /// process, so that two backends don't probe each disk twice.
     #[must_use]
     pub fn host() -> Self {
-        Self::at("/")
+        static HOST: LazyLock<Sysfs> = LazyLock::new(|| Sysfs::at("/"));
+        HOST.clone()
+    }
+
+    /// Something happened to a device: what a probe found on it is known no longer.
+    pub fn changed(&self, name: &str) {
+        self.memory.forget(name);
+    }
+
+    /// What happened is not known: nothing that probes found is known any longer.
+    pub fn all_changed(&self) {
+        self.memory.forget_all();
     }
 
     /// The folders `sys`, `proc`, `dev` and `run/udev` under `root`.
     #[must_use]
     pub fn at(root: impl AsRef<Path>) -> Self {
         let root = root.as_ref();
-        Self { sys: root.join("sys"), proc: root.join("proc"), dev: root.join("dev"), udev: root.join("run/udev") }
+        Self {
+            sys: root.join("sys"),
+            proc: root.join("proc"),
+            dev: root.join("dev"),
+            udev: root.join("run/udev"),
+            memory: Arc::default(),
+        }
     }
 
     /// The node of a device: `/dev/sdb`. The kernel writes a slash in a name as `!`.
@@ -122,36 +156,51 @@ impl Sysfs {
         let unreadable: Vec<&str> = unreadable.iter().filter(|(_, missing)| *missing).map(|(what, _)| *what).collect();
         let number = number.unwrap_or_default();
         let path = self.node(name);
-        Some(Seen {
-            disk: Disk {
-                name: name.to_owned(),
-                ids: ids::of(name, kind, &device, links),
-                size,
-                medium: if rotational.as_deref() == Some("0") { Medium::Ssd } else { Medium::Hdd },
-                kind,
-                transport: transport(kind, &whole),
-                sectors: SectorSizes {
-                    logical: number_in(&whole.join("queue/logical_block_size")),
-                    physical: number_in(&whole.join("queue/physical_block_size")),
-                },
-                removable: text(&whole.join("removable")).as_deref() == Some("1"),
-                settled: self.settled(&number),
-                read_only: read_only.as_deref() == Some("1"),
-                partitions: partitions(&device),
-                holders: entries(&device.join("holders")).unwrap_or_default(),
-                mounts: in_use.of(&number, &path),
-                signature: if unreadable.is_empty() {
-                    Signature::Blank
-                } else {
-                    Signature::Unknown(format!("the kernel does not say {}", unreadable.join(", ")))
-                },
-                group: None,
-                used: Bytes::ZERO,
-                grown: Bytes::ZERO,
-                path,
+        let holders = entries(&device.join("holders")).unwrap_or_default();
+        let multipath = holders.iter().any(|holder| self.is_multipath(holder)) || self.is_path(&number);
+        let disk = Disk {
+            name: name.to_owned(),
+            ids: ids::of(name, kind, &device, links),
+            size,
+            medium: if rotational.as_deref() == Some("0") { Medium::Ssd } else { Medium::Hdd },
+            kind,
+            transport: transport::of(kind, &whole),
+            sectors: SectorSizes {
+                logical: number_in(&whole.join("queue/logical_block_size")),
+                physical: number_in(&whole.join("queue/physical_block_size")),
             },
-            number,
-        })
+            removable: text(&whole.join("removable")).as_deref() == Some("1"),
+            settled: self.settled(&number),
+            read_only: read_only.as_deref() == Some("1"),
+            partitions: partitions(&device),
+            holders,
+            mounts: in_use.of(&number, &path),
+            signature: if multipath {
+                Signature::Found("mpath_member".to_owned())
+            } else if unreadable.is_empty() {
+                Signature::Blank
+            } else {
+                Signature::Unknown(format!("the kernel does not say {}", unreadable.join(", ")))
+            },
+            group: None,
+            used: Bytes::ZERO,
+            grown: Bytes::ZERO,
+            path,
+        };
+        let identity = Identity::of(&device, &number, &disk);
+        Some(Seen { disk, number, identity })
+    }
+
+    /// Whether a device stacked on a disk is a multipath device, of which the disk is one path.
+    fn is_multipath(&self, holder: &str) -> bool {
+        text(&self.device(holder).join("dm/uuid")).is_some_and(|uuid| uuid.starts_with("mpath-"))
+    }
+
+    /// Whether udev's database says that a device is a path of a multipath device, which multipathd may not
+    /// have put together yet.
+    fn is_path(&self, number: &str) -> bool {
+        let known = text(&self.udev.join("data").join(format!("b{number}"))).unwrap_or_default();
+        known.lines().any(|line| line == "E:DM_MULTIPATH_DEVICE_PATH=1" || line == "E:ID_FS_TYPE=mpath_member")
     }
 
     /// Whether udev is done with a device: where udevd runs, it keeps a file of each that it has handled.
@@ -168,9 +217,44 @@ impl Sysfs {
 /// # Errors
 /// [`Error::Backend`] if sysfs itself cannot be listed.
 pub async fn disks(sysfs: &Sysfs, runner: &dyn CommandRunner) -> Result<Vec<Disk>> {
-    let mut disks = Vec::new();
-    for seen in scan(sysfs).await? {
-        disks.push(probed(seen, runner).await);
+    let (places, mut reads) = (Arc::new(Semaphore::new(READ_AT_ONCE)), JoinSet::new());
+    let (mut disks, mut unknown) = (Vec::new(), BTreeMap::new());
+    let scanned = scan(sysfs).await?;
+    let known = |seen: &Seen| {
+        without_probe(&seen.disk).is_some() || sysfs.memory.recall(&seen.disk.name, &seen.identity).is_some()
+    };
+    // Others who look at the same time wait, and then know what was found.
+    let _turn = if scanned.iter().all(known) { None } else { Some(sysfs.memory.turn().await) };
+    for seen in scanned {
+        let Seen { mut disk, number, identity } = seen;
+        if let Some(verdict) = without_probe(&disk) {
+            disk.signature = verdict;
+        } else if let Some(known) = sysfs.memory.recall(&disk.name, &identity) {
+            disk.signature = known;
+        } else {
+            let (places, memory, read) = (Arc::clone(&places), Arc::clone(&sysfs.memory), disk.clone());
+            reads.spawn(async move {
+                // Never closed, and without a place it is read all the same.
+                let _place = places.acquire().await;
+                (read.name.clone(), probe::ends(&memory, &read, &number).await)
+            });
+            unknown.insert(disk.name.clone(), identity);
+        }
+        disks.push(disk);
+    }
+    let mut ends: BTreeMap<String, Ends> = BTreeMap::new();
+    while let Some(read) = reads.join_next().await {
+        ends.extend(read.ok());
+    }
+    for disk in &mut disks {
+        let Some(identity) = unknown.remove(&disk.name) else { continue };
+        disk.signature = match ends.remove(&disk.name) {
+            Some(Ends::Zeroes) => Signature::Blank,
+            Some(Ends::Written) => probe::signature(disk, runner).await,
+            Some(Ends::Unknown(problem)) => Signature::Unknown(problem),
+            None => Signature::Unknown("reading it ended without a result".to_owned()),
+        };
+        sysfs.memory.keep(&disk.name, identity, &disk.signature);
     }
     Ok(disks)
 }
@@ -190,7 +274,7 @@ pub async fn contents(device: &Path, scope: &str, runner: &dyn CommandRunner) ->
 /// [`Error::Precondition`] if it is gone, another one by now, or not bare; it says what differs.
 pub async fn recheck(sysfs: &Sysfs, runner: &dyn CommandRunner, planned: &PlannedDisk, minimum: Bytes) -> Result<Disk> {
     let seen = same(sysfs, planned).await?;
-    let disk = probed(seen, runner).await;
+    let disk = probed(sysfs, seen, runner).await;
     let reasons = disk.not_bare(minimum);
     if !reasons.is_empty() {
         let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
@@ -236,16 +320,32 @@ async fn scan(sysfs: &Sysfs) -> Result<Vec<Seen>> {
     scanned.map_err(|e| Error::io("list the disks of this node", folder, &io::Error::other(e)))?
 }
 
-/// The disk with its signature, probed only if nothing else speaks against it.
-async fn probed(seen: Seen, runner: &dyn CommandRunner) -> Disk {
-    let mut disk = seen.disk;
+/// What is said of a disk that is not worth a probe; `None` if it is.
+fn without_probe(disk: &Disk) -> Option<Signature> {
     if disk.size.is_zero() {
-        disk.signature = Signature::Unknown("it has no medium".to_owned());
-    } else if disk.not_bare(Bytes::ZERO).is_empty() {
-        disk.signature = probe::signature(&disk, &seen.number, runner).await;
-    } else if disk.signature == Signature::Blank {
-        disk.signature = Signature::Unknown("not probed, being in use or not usable".to_owned());
+        return Some(Signature::Unknown("it has no medium".to_owned()));
     }
+    match &disk.signature {
+        Signature::Blank if disk.not_bare(Bytes::ZERO).is_empty() => None,
+        Signature::Blank => Some(Signature::Unknown("not probed, being in use or not usable".to_owned())),
+        said => Some(said.clone()),
+    }
+}
+
+/// The disk with its signature as it is now, whatever was found before: read at its ends, and probed.
+async fn probed(sysfs: &Sysfs, seen: Seen, runner: &dyn CommandRunner) -> Disk {
+    let Seen { mut disk, number, identity } = seen;
+    if let Some(verdict) = without_probe(&disk) {
+        disk.signature = verdict;
+        return disk;
+    }
+    let _turn = sysfs.memory.turn().await;
+    disk.signature = match probe::ends(&sysfs.memory, &disk, &number).await {
+        Ends::Unknown(problem) => Signature::Unknown(problem),
+        // By the program that knows every signature, also where there seems to be none.
+        Ends::Zeroes | Ends::Written => probe::signature(&disk, runner).await,
+    };
+    sysfs.memory.keep(&disk.name, identity, &disk.signature);
     disk
 }
 
@@ -261,32 +361,6 @@ fn kind(name: &str, device: &Path) -> Option<DiskKind> {
     // Only what sits on a bus has a device behind it; device-mapper, md, bcache and drbd have none.
     let real = device.join("device").exists() && !NEVER.iter().any(|never| name.starts_with(never));
     Some(if real { DiskKind::Disk } else { DiskKind::Other })
-}
-
-/// How a disk is attached, by the buses on the way to it in sysfs.
-fn transport(kind: DiskKind, whole: &Path) -> Transport {
-    if kind == DiskKind::Loop {
-        return Transport::Loop;
-    }
-    let real = fs::canonicalize(whole).unwrap_or_else(|_| whole.to_owned());
-    let numbered = |part: &str, bus: &str| {
-        part.strip_prefix(bus).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-    };
-    let mut found = Transport::Unknown;
-    // The one nearest to the disk counts, but a network under a SCSI host counts more than the host.
-    for part in real.iter().filter_map(|part| part.to_str()) {
-        found = match part {
-            _ if numbered(part, "session") || numbered(part, "rport-") => return Transport::Network,
-            _ if numbered(part, "nvme") => Transport::Nvme,
-            _ if numbered(part, "usb") => Transport::Usb,
-            _ if numbered(part, "ata") => Transport::Ata,
-            _ if numbered(part, "virtio") => Transport::Virtio,
-            _ if numbered(part, "mmc") => Transport::Mmc,
-            _ if numbered(part, "target") && found == Transport::Unknown => Transport::Scsi,
-            _ => found,
-        };
-    }
-    found
 }
 
 fn number_in(path: &Path) -> u32 {

@@ -113,6 +113,29 @@ impl Engine {
         Ok(work)
     }
 
+    /// The config says other limits: what is never promised of each group, and the smallest disk that is
+    /// claimed.
+    pub fn set_limits(&self, reserve: Bytes, minimum_disk: Bytes) {
+        self.inner.backends.iter().for_each(|backend| backend.set_limits(reserve, minimum_disk));
+    }
+
+    /// Something happened to a disk of this node, or to nobody knows which: it is probed anew at the next
+    /// look.
+    pub fn disk_changed(&self, name: Option<&str>) {
+        self.inner.backends.iter().for_each(|backend| backend.disk_changed(name));
+    }
+
+    /// Disks came, went or changed: each backend looks at all of them anew.
+    ///
+    /// # Errors
+    /// What a backend failed with.
+    pub async fn look_again(&self) -> Result<()> {
+        for backend in &self.inner.backends {
+            backend.look_again().await?;
+        }
+        Ok(())
+    }
+
     /// The disks of this node as its backends see them, ordered by name.
     ///
     /// # Errors

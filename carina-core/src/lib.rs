@@ -37,9 +37,13 @@ mod engine;
 #[cfg(feature = "engine")]
 pub mod exec;
 #[cfg(feature = "engine")]
+mod keeper;
+#[cfg(feature = "engine")]
 mod service;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[cfg(feature = "engine")]
+pub mod uevent;
 
 pub use adopt::{Adoption, Foreign, ForeignKind, PARTITION_PREFIX};
 pub use background::Zeroing;
@@ -58,7 +62,7 @@ pub use holding::Holding;
 pub use name::{GroupName, VOLUME_PREFIX, VolumeId, VolumeName};
 pub use pattern::{Matched, Pattern};
 pub use placement::{MostRoom, Placement, candidates};
-pub use plan::{GroupPlan, Left, PlanStep, PlannedDisk, WhyLeft};
+pub use plan::{GroupPlan, Left, PlanStep, PlannedDisk, Stays, WhyLeft};
 pub use pool::{PoolShape, VolumeCost};
 pub use raw_disk::{Gap, MAX_PARTITIONS, PARTITION_ALIGNMENT, RawDisk, best_fit, smallest_whole};
 pub use select::{SelectedBy, Selection};
@@ -68,5 +72,7 @@ pub use volume::{ClaimName, FsType, GroupSelector, SizeRange, Volume, VolumeRequ
 pub use backend::{Capabilities, Recovery, VolumeBackend};
 #[cfg(feature = "engine")]
 pub use engine::{Engine, Events, Retry};
+#[cfg(feature = "engine")]
+pub use keeper::Keeper;
 #[cfg(feature = "engine")]
 pub use service::{Room, VolumeService};

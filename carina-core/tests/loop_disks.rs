@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use carina_core::discover::{self, Sysfs};
-use carina_core::exec::{Command, CommandRunner, ProcessRunner};
+use carina_core::exec::{Command, CommandRunner, CountingRunner, ProcessRunner};
 use carina_core::{Bytes, Disk, DiskKind, Error, NotBare, PlannedDisk, Signature};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
@@ -74,9 +74,11 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 async fn can_run() -> Option<MutexGuard<'static, ()>> {
     let can = std::fs::File::options().read(true).write(true).open("/dev/loop-control").is_ok()
-        && ["losetup", "blkid", "mkfs.ext4", "addpart"].iter().all(|program| ProcessRunner::find(program).is_some());
+        && ["losetup", "blkid", "mkfs.ext4", "wipefs", "addpart"]
+            .iter()
+            .all(|program| ProcessRunner::find(program).is_some());
     if !can {
-        eprintln!("skipped: needs root, loop devices, losetup, blkid, mkfs.ext4 and addpart");
+        eprintln!("skipped: needs root, loop devices, losetup, blkid, mkfs.ext4, wipefs and addpart");
         return None;
     }
     Some(ONE_AT_A_TIME.lock().await)
@@ -129,6 +131,48 @@ async fn what_has_a_signature_or_a_partition_table_is_not_bare() {
     .unwrap();
     let disk = end.look().await;
     assert_eq!(disk.signature, Signature::Found("linux_raid_member".to_owned()));
+}
+
+#[tokio::test]
+async fn what_was_found_is_remembered_until_the_disk_changes_and_a_claim_looks_again() {
+    let Some(_turn) = can_run().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let device = Loop::new(&folder, "disk.img", Bytes::gib(20), &[]).await;
+    let runner = CountingRunner::new(ProcessRunner::new());
+    let sysfs = Sysfs::host();
+    // What the disk is, and how many processes it took to tell.
+    let look = async || {
+        let disks = discover::disks(&sysfs, &runner).await.unwrap();
+        let disk = disks.into_iter().find(|disk| disk.name == device.name()).unwrap();
+        // Other devices of the machine are looked at too.
+        let own = |line: &&String| line.ends_with(&device.device);
+        (disk, runner.take_log().iter().filter(own).count())
+    };
+    let (disk, processes) = look().await;
+    assert_eq!((&disk.signature, processes), (&Signature::Blank, 0), "zeroes are no signature");
+    let planned = PlannedDisk::from(&disk);
+    discover::recheck(&sysfs, &runner, &planned, MINIMUM).await.unwrap();
+    assert_eq!(runner.take_log().len(), 1, "a claim asks all the same");
+
+    run("mkfs.ext4", &["-q", &device.device]).await;
+    let ext4 = Signature::Found("ext4".to_owned());
+    let (disk, processes) = look().await;
+    assert_eq!((&disk.signature, processes), (&ext4, 1), "the kernel counts what is written");
+    let (disk, processes) = look().await;
+    assert_eq!((&disk.signature, processes), (&ext4, 0));
+    sysfs.changed(device.name());
+    let (disk, processes) = look().await;
+    assert_eq!((&disk.signature, processes), (&ext4, 1));
+
+    run("wipefs", &["-q", "--all", &device.device]).await;
+    assert_eq!(look().await, (Disk { signature: Signature::Blank, ..disk }, 1), "old data is no signature either");
+    // Another disk under the same name.
+    let (file, other) = (device.device.clone(), folder.path().join("other.img"));
+    std::fs::File::create(&other).unwrap().set_len(Bytes::gib(20).get()).unwrap();
+    run("losetup", &["--detach", &file]).await;
+    run("losetup", &[&file, other.to_str().unwrap()]).await;
+    assert_eq!(look().await.1, 0);
+    assert_eq!(look().await.0.ids, [other.to_str().unwrap()]);
 }
 
 #[tokio::test]

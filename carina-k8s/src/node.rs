@@ -2,7 +2,6 @@
 
 pub mod agent;
 mod decide;
-mod grouping;
 pub mod kubelet;
 mod labels;
 mod pages;

@@ -63,7 +63,7 @@ impl LvmBackend {
         let group = self.group(&claim.group).await?;
         let record = Record {
             name: claim.name.clone(),
-            cluster: self.cluster().map(str::to_owned),
+            cluster: self.cluster(),
             asked: Some(claim.size),
             format: Some(format),
             ephemeral: None,

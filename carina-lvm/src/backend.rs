@@ -1,7 +1,7 @@
 //! [`LvmBackend`]: the groups and volumes of one node, on LVM2.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use carina_core::discover::{self, Sysfs};
@@ -48,7 +48,7 @@ impl Default for LvmConfig {
 pub struct LvmBackend {
     runner: Arc<dyn CommandRunner>,
     groups: Arc<Groups>,
-    config: LvmConfig,
+    config: Arc<RwLock<LvmConfig>>,
     sysfs: Sysfs,
     dialect: Arc<OnceCell<Dialect>>,
     wipes: Arc<Wipes>,
@@ -67,6 +67,7 @@ impl LvmBackend {
             )));
         }
         let groups = Arc::new(Groups::new(Arc::clone(&runner)));
+        let config = Arc::new(RwLock::new(config));
         Ok(Self { runner, groups, config, sysfs: Sysfs::host(), dialect: Arc::default(), wipes: Arc::default() })
     }
 
@@ -83,11 +84,16 @@ impl LvmBackend {
     }
 
     pub(crate) fn minimum_disk(&self) -> Bytes {
-        self.config.minimum_disk
+        self.config().minimum_disk
     }
 
-    pub(crate) fn cluster(&self) -> Option<&str> {
-        self.config.cluster.as_deref()
+    pub(crate) fn cluster(&self) -> Option<String> {
+        self.config().cluster
+    }
+
+    fn config(&self) -> LvmConfig {
+        // Whole between any two statements that could panic.
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How LVM is to be called here, found out once.
@@ -129,14 +135,14 @@ impl LvmBackend {
             Err(error) => Err(error.to_string()),
         };
         let health = figures::group_health(group, self.runner.stuck(name.as_str()), &kernel);
-        Ok(figures::device_group(name, group, self.config.reserve, health))
+        Ok(figures::device_group(name, group, self.config().reserve, health))
     }
 
     /// The volumes of all groups for which the condition holds, ordered by id; those of another cluster
     /// are not among them.
     async fn volumes(&self, wanted: impl Fn(&OurVolume) -> bool + Send + 'static) -> Result<Vec<Volume>> {
         let picture = self.picture().await?;
-        let cluster = self.config.cluster.clone();
+        let cluster = self.cluster();
         blocking(move || {
             let mut volumes = Vec::new();
             for (name, group) in &picture.ours {
@@ -160,6 +166,22 @@ impl VolumeBackend for LvmBackend {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities { expand: true, block_devices: true }
+    }
+
+    fn set_limits(&self, reserve: Bytes, minimum_disk: Bytes) {
+        let mut config = self.config.write().unwrap_or_else(PoisonError::into_inner);
+        *config = LvmConfig { reserve, minimum_disk, cluster: config.cluster.take() };
+    }
+
+    fn disk_changed(&self, name: Option<&str>) {
+        match name {
+            Some(name) => self.sysfs.changed(name),
+            None => self.sysfs.all_changed(),
+        }
+    }
+
+    async fn look_again(&self) -> Result<()> {
+        self.rescan().await.map(drop)
     }
 
     async fn disks(&self) -> Result<Vec<Disk>> {

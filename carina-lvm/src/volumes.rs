@@ -66,7 +66,7 @@ impl LvmBackend {
     /// A volume that another cluster recorded is not this one's to change.
     pub(crate) fn check_cluster(&self, volume: &OurVolume) -> Result<()> {
         match (&volume.record.cluster, self.cluster()) {
-            (Some(theirs), Some(ours)) if theirs != ours => Err(Error::Precondition(format!(
+            (Some(theirs), Some(ours)) if *theirs != ours => Err(Error::Precondition(format!(
                 "volume {} belongs to cluster {theirs} and this is {ours}; it is left alone",
                 volume.id
             ))),
@@ -122,7 +122,7 @@ impl LvmBackend {
             .ok_or_else(|| Error::OutOfRange(format!("{what}: {size} is more than a volume can have")))?;
         let record = Record {
             name: request.name.clone(),
-            cluster: self.cluster().map(str::to_owned),
+            cluster: self.cluster(),
             asked: Some(request.size.required()),
             format: None,
             ephemeral: request.ephemeral.clone(),

@@ -384,6 +384,14 @@ impl VolumeBackend for RawBackend {
         Capabilities { expand: true, block_devices: true }
     }
 
+    fn set_limits(&self, _reserve: Bytes, minimum_disk: Bytes) {
+        self.source.set_minimum(minimum_disk);
+    }
+
+    fn disk_changed(&self, name: Option<&str>) {
+        self.source.changed(name);
+    }
+
     async fn disks(&self) -> Result<Vec<Disk>> {
         let mut found = Recovery::default();
         let disks = self.scan(&mut found).await?;

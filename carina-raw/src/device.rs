@@ -107,6 +107,18 @@ pub trait DiskSource: Send + Sync + 'static {
     /// What listing them failed with.
     async fn disks(&self) -> Result<Vec<Disk>>;
 
+    /// The smallest disk that is claimed is another one from now on.
+    fn set_minimum(&self, minimum: Bytes);
+
+    /// Something happened to a disk, or to nobody knows which: what is known of it has to be found out anew.
+    fn changed(&self, name: Option<&str>);
+
+    /// Looks once more at a disk of ours that is about to be changed as a whole: that it is the same.
+    ///
+    /// # Errors
+    /// [`carina_core::Error::Precondition`] with what differs.
+    async fn identify(&self, planned: &PlannedDisk) -> Result<()>;
+
     /// Looks once more at a disk that is about to be claimed: that it is the same, and bare.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use carina_core::discover::{self, Sysfs};
@@ -25,14 +26,14 @@ const SYSFS_SECTOR: u64 = 512;
 pub struct HostDisks {
     sysfs: Sysfs,
     runner: Arc<dyn CommandRunner>,
-    minimum: Bytes,
+    minimum: AtomicU64,
 }
 
 impl HostDisks {
     /// The disks of this machine; those below `minimum` are not claimed.
     #[must_use]
     pub fn new(runner: Arc<dyn CommandRunner>, minimum: Bytes) -> Self {
-        Self { sysfs: Sysfs::host(), runner, minimum }
+        Self { sysfs: Sysfs::host(), runner, minimum: AtomicU64::new(minimum.get()) }
     }
 }
 
@@ -42,8 +43,24 @@ impl DiskSource for HostDisks {
         discover::disks(&self.sysfs, &*self.runner).await
     }
 
+    fn set_minimum(&self, minimum: Bytes) {
+        self.minimum.store(minimum.get(), Ordering::Relaxed);
+    }
+
+    fn changed(&self, name: Option<&str>) {
+        match name {
+            Some(name) => self.sysfs.changed(name),
+            None => self.sysfs.all_changed(),
+        }
+    }
+
+    async fn identify(&self, planned: &PlannedDisk) -> Result<()> {
+        discover::identify(&self.sysfs, planned).await
+    }
+
     async fn recheck(&self, planned: &PlannedDisk) -> Result<Disk> {
-        discover::recheck(&self.sysfs, &*self.runner, planned, self.minimum).await
+        let minimum = Bytes(self.minimum.load(Ordering::Relaxed));
+        discover::recheck(&self.sysfs, &*self.runner, planned, minimum).await
     }
 
     fn open(&self, disk: &Disk, how: Open) -> io::Result<Box<dyn Device>> {

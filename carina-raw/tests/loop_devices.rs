@@ -111,6 +111,18 @@ impl DiskSource for OnlyThese {
         Ok(disks)
     }
 
+    fn set_minimum(&self, minimum: Bytes) {
+        self.host.set_minimum(minimum);
+    }
+
+    fn changed(&self, name: Option<&str>) {
+        self.host.changed(name);
+    }
+
+    async fn identify(&self, planned: &PlannedDisk) -> Result<()> {
+        self.host.identify(planned).await
+    }
+
     async fn recheck(&self, planned: &PlannedDisk) -> Result<Disk> {
         self.host.recheck(planned).await
     }

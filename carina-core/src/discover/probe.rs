@@ -4,40 +4,62 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::libc;
 
+use super::remember::Memory;
 use crate::exec::{Command, CommandRunner, Output};
 use crate::{Disk, DiskKind, Error, Signature};
 
 /// How long a probe may take; a sound disk answers in milliseconds.
 const DEADLINE: Duration = Duration::from_secs(15);
-/// How much of a disk's beginning and end has to be readable: where signatures are.
+/// How much of a disk's beginning and end has to be readable: where every signature is that blkid knows
+/// (libblkid/src: the farthest from the beginning is VMFS's at 2 MiB, from the end ZFS's at 512 KiB).
 const HEAD: usize = 4 << 20;
 const TAIL: usize = 1 << 20;
 
-/// Probes a disk that nothing else speaks against.
+/// What the ends of a disk hold, where signatures are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// Zeroes and nothing else, so no signature.
+    Zeroes,
+    /// Something; also said of a partition, of which the table above may say something.
+    Written,
+    /// They can't be read, or somebody uses the disk: why.
+    Unknown(String),
+}
+
+/// Reads a disk that nothing else speaks against where signatures are.
 ///
 /// `number` is the device's `major:minor` by sysfs: a device node that says otherwise is stale.
-pub(super) async fn signature(disk: &Disk, number: &str, runner: &dyn CommandRunner) -> Signature {
+pub(super) async fn ends(memory: &Arc<Memory>, disk: &Disk, number: &str) -> Ends {
+    let Some(turn) = memory.begin(&disk.name) else {
+        return Ends::Unknown("an earlier read of it still gets no answer; see `dmesg`".to_owned());
+    };
+    let (path, number, size, kind) = (disk.path.clone(), number.to_owned(), disk.size.get(), disk.kind);
+    let look = tokio::task::spawn_blocking(move || {
+        // Held for as long as the read takes, which may be for ever.
+        let _turn = turn;
+        free_and_readable(&path, &number, size)
+    });
+    match tokio::time::timeout(DEADLINE, look).await {
+        Ok(Ok(Ok(true))) if kind != DiskKind::Partition => Ends::Zeroes,
+        Ok(Ok(Ok(_))) => Ends::Written,
+        Ok(Ok(Err(problem))) => Ends::Unknown(problem),
+        Ok(Err(error)) => Ends::Unknown(error.to_string()),
+        Err(_) => Ends::Unknown(format!("reading it took more than {} s", DEADLINE.as_secs())),
+    }
+}
+
+/// What is on a disk whose ends could be read: blkid answers "nothing found" of others, too.
+pub(super) async fn signature(disk: &Disk, runner: &dyn CommandRunner) -> Signature {
     let path = disk.path.display().to_string();
     let command = Command::new("blkid", ["-p", "-o", "export", path.as_str()]).deadline(DEADLINE).scope(&disk.name);
-    let found = match runner.run(&command).await {
+    match runner.run(&command).await {
         Ok(output) => read(&output, disk.kind),
         Err(error) => Signature::Unknown(error.to_string()),
-    };
-    if found != Signature::Blank {
-        return found;
-    }
-    // blkid answers "nothing found" for what it could not open or read, too.
-    let (path, number, size) = (disk.path.clone(), number.to_owned(), disk.size.get());
-    let look = tokio::task::spawn_blocking(move || free_and_readable(&path, &number, size));
-    match tokio::time::timeout(DEADLINE, look).await {
-        Ok(Ok(Ok(()))) => Signature::Blank,
-        Ok(Ok(Err(problem))) => Signature::Unknown(problem),
-        Ok(Err(error)) => Signature::Unknown(error.to_string()),
-        Err(_) => Signature::Unknown(format!("reading it took more than {} s", DEADLINE.as_secs())),
     }
 }
 
@@ -85,11 +107,11 @@ fn found(tags: &[(&str, &str)], kind: DiskKind) -> Signature {
     }
 }
 
-/// Opens the device as its only user for a moment, and reads where signatures are.
+/// Opens the device as its only user for a moment, and reads where signatures are; whether all is zeroes.
 ///
 /// The exclusive open fails while the device is mounted, swapped to or held, in whatever container. It
 /// is let go at once, so that it is in nobody's way.
-fn free_and_readable(path: &Path, number: &str, size: u64) -> Result<(), String> {
+fn free_and_readable(path: &Path, number: &str, size: u64) -> Result<bool, String> {
     let open = |flags: libc::c_int| OpenOptions::new().read(true).custom_flags(flags | libc::O_CLOEXEC).open(path);
     let file = open(0).map_err(|e| format!("it cannot be opened: {e}"))?;
     let metadata = file.metadata().map_err(|e| e.to_string())?;
@@ -104,12 +126,13 @@ fn free_and_readable(path: &Path, number: &str, size: u64) -> Result<(), String>
     })?);
     let head = usize::try_from(size).unwrap_or(HEAD).min(HEAD);
     let tail = usize::try_from(size).unwrap_or(TAIL).min(TAIL);
-    let mut buffer = vec![0; HEAD];
+    let (mut buffer, mut zeroes) = (vec![0; HEAD], true);
     for (at, length) in [(0, head), (size.saturating_sub(tail as u64), tail)] {
         let part = buffer.get_mut(..length).unwrap_or_default();
         file.read_exact_at(part, at).map_err(|e: io::Error| format!("it cannot be read at byte {at}: {e}"))?;
+        zeroes = zeroes && part.iter().all(|byte| *byte == 0);
     }
-    Ok(())
+    Ok(zeroes)
 }
 
 #[cfg(test)]

@@ -180,6 +180,12 @@ impl VolumeBackend for SimBackend {
         Capabilities { expand: true, block_devices: self.runner.is_some() }
     }
 
+    fn set_limits(&self, reserve: Bytes, _minimum_disk: Bytes) {
+        if let Err(error) = self.node.set_reserve(reserve) {
+            tracing::warn!("the reserve of the simulated disks stays as it was: {error}");
+        }
+    }
+
     async fn disks(&self) -> Result<Vec<Disk>> {
         Ok(self.alive("list disks")?.disks())
     }

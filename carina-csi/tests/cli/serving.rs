@@ -66,7 +66,7 @@ fn the_verbs_work_through_a_server_as_they_do_without() {
     // Looking needs no server, and does not disturb it.
     assert_eq!(machine.carina(&["ls", "-o", "json"]).ok().json()[0]["group"], "carina-vg-hdd");
     assert!(machine.carina(&["disks"]).ok().stdout.contains("member of carina-vg-ssd"));
-    assert!(machine.carina(&["plan"]).ok().stdout.contains("nothing to claim"));
+    assert!(machine.carina(&["plan"]).ok().stdout.contains("nothing to do"));
     through(&["rm", "nope"]).fails(3, &["no volume \"nope\""]);
     assert_eq!(through(&["rm", "data"]).ok().stdout, "volume-data: removed\n");
     assert!(through(&["ls"]).ok().stdout.contains("no volumes"));

@@ -43,7 +43,7 @@ fn apply_makes_the_groups_of_the_plan_once() {
     assert_eq!(groups[1]["disks"], serde_json::json!(["sdb", "sdc"]));
     let again = machine.carina(&["apply"]).ok();
     assert_eq!(again.stderr, "");
-    assert!(machine.carina(&["plan"]).ok().stdout.contains("nothing to claim"));
+    assert!(machine.carina(&["plan"]).ok().stdout.contains("nothing to do"));
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub async fn run(
     let mut tasks = cluster.tasks;
     let settings = watch::Sender::new(config);
     let mut strategies = settings.subscribe();
-    tasks.spawn(settings::follow(options.config.clone(), settings));
+    tasks.spawn(settings::follow(options.config.clone(), settings, settings::logged));
     tasks.spawn(async move {
         while strategies.changed().await.is_ok() {
             allocator.set_strategy(strategies.borrow_and_update().strategy);

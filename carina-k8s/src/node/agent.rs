@@ -1,17 +1,16 @@
 //! The agent: all that runs on a node, from start to graceful end.
 
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 
-use carina_core::{Engine, Retry};
+use carina_core::{Engine, Keeper, Retry};
 use carina_csi::Driver;
 use carina_sched::OneMachine;
 use kube::Client;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::{Publisher, Volumes, grouping, kubelet, labels, pages, storage, telling};
+use super::{Publisher, Volumes, kubelet, labels, pages, storage, telling};
 use crate::event::Recorder;
 use crate::options::NodeOptions;
 use crate::{settings, web};
@@ -65,9 +64,10 @@ pub async fn run(
             placement.set_strategy(strategies.borrow_and_update().strategy);
         }
     });
-    tasks.spawn(settings::follow(options.config.clone(), settings));
-    let keys = watch::Sender::new(BTreeSet::new());
-    tasks.spawn(grouping::keep_grouped(engine.clone(), grouped_by, keys.subscribe(), Arc::clone(&changed)));
+    tasks.spawn(settings::follow(options.config.clone(), settings, settings::told_by(engine.clone())));
+    let (keys, devices) = (watch::Sender::new(None), storage::device_events(&options));
+    let keeper = Keeper::new(engine.clone(), grouped_by, keys.subscribe(), devices, Arc::clone(&changed));
+    tasks.spawn(keeper.run());
     tasks.spawn(labels::follow(client.clone(), node.clone(), keys));
     let events = Recorder::new(client.clone(), "carina-node", &node);
     let publisher =

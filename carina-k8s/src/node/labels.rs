@@ -9,15 +9,15 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use tokio::sync::watch;
 
-/// Follows the labels of this node, for ever.
-pub async fn follow(client: Client, node: String, keys: watch::Sender<BTreeSet<String>>) {
+/// Follows the labels of this node, for ever; until the first answer they are not known.
+pub async fn follow(client: Client, node: String, keys: watch::Sender<Option<BTreeSet<String>>>) {
     let only = watcher::Config::default().fields(&format!("metadata.name={node}"));
     let nodes = watcher(Api::<PartialObjectMeta<Node>>::all(client), only).default_backoff().applied_objects();
     nodes
         .for_each(|seen| {
             match seen {
                 Ok(seen) => {
-                    let now: BTreeSet<String> = seen.labels().keys().cloned().collect();
+                    let now: Option<BTreeSet<String>> = Some(seen.labels().keys().cloned().collect());
                     keys.send_if_modified(|there| {
                         let changed = *there != now;
                         *there = now;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use carina_core::config::Config;
 use carina_core::exec::ProcessRunner;
 use carina_core::sim::{SimBackend, SimNode};
+use carina_core::uevent::{DeviceEvents, KernelEvents, NoEvents};
 use carina_core::{Engine, Error, Result, VolumeBackend, VolumeType};
 use carina_csi::{LinuxMounter, MemoryMounter, Mounter};
 use carina_lvm::{LvmBackend, LvmConfig};
@@ -55,6 +56,20 @@ fn backend(kind: BackendKind, options: &NodeOptions, config: &Config) -> Result<
                 );
                 Arc::new(SimBackend::new(node).for_cluster(cluster))
             })
+        }
+    }
+}
+
+/// Where news of this node's disks comes from: its kernel, for disks that are the kernel's.
+pub fn device_events(options: &NodeOptions) -> Box<dyn DeviceEvents> {
+    if options.backend.contains(&BackendKind::Sim) {
+        return Box::new(NoEvents);
+    }
+    match KernelEvents::listen() {
+        Ok(events) => Box::new(events),
+        Err(error) => {
+            tracing::warn!("disks that come and go are noticed at the next scan only: {error}");
+            Box::new(NoEvents)
         }
     }
 }

@@ -53,7 +53,7 @@ pub async fn run(
     }
     let settings = watch::Sender::new(config);
     let mut strategies = settings.subscribe();
-    tasks.spawn(settings::follow(options.config.clone(), settings));
+    tasks.spawn(settings::follow(options.config.clone(), settings, settings::logged));
     tasks.spawn({
         let cluster = Arc::clone(&cluster);
         async move {

@@ -19,24 +19,15 @@ pub async fn plan_for(engine: &Engine, config: &LoadedConfig) -> Result<GroupPla
     Ok(plan(config, &engine.disks().await?, &engine.groups().await?))
 }
 
-/// Takes the steps of a plan, saying each with its reasons before it is taken. A step that fails does not
-/// keep the other groups from theirs; what failed is one failure in the end.
+/// Takes the steps of a plan, which are said with their reasons first. A step that fails does not keep the
+/// other groups from theirs; what failed is one failure in the end.
 pub async fn apply(engine: &Engine, plan: &GroupPlan, mut say: impl FnMut(&str)) -> Result<(), Failure> {
-    let mut failed: Option<Failure> = None;
     for step in &plan.steps {
-        let reasons: Vec<String> = step
-            .disks()
-            .iter()
-            .filter_map(|disk| Some(format!("{}: {}", disk.name, plan.because.get(&disk.name)?)))
-            .collect();
-        say(&format!("{step} ({})", reasons.join("; ")));
-        if let Err(error) = waiting(&step.to_string(), engine.apply(step.clone())).await {
-            let failure = Failure::from(error);
-            failed = Some(match failed {
-                None => failure,
-                Some(first) => Failure::new(first.class, format!("{}; {}", first.message, failure.message)),
-            });
-        }
+        say(&plan.reasoned(step));
     }
-    failed.map_or(Ok(()), Err)
+    let taken = waiting("grouping the disks", engine.carry_out(plan)).await;
+    let mut failures = taken.into_iter().filter_map(|(_, result)| result.err()).map(Failure::from);
+    let Some(first) = failures.next() else { return Ok(()) };
+    let words = failures.fold(first.message, |words, next| format!("{words}; {}", next.message));
+    Err(Failure::new(first.class, words))
 }

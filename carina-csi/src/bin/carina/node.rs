@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use carina_core::exec::{CommandRunner, ProcessRunner};
 use carina_core::sim::{SimBackend, SimNode};
+use carina_core::uevent::{DeviceEvents, KernelEvents, NoEvents};
 use carina_core::{DeviceGroup, Disk, Engine, Foreign, Placement, Recovery, Retry, Volume, VolumeBackend, Zeroing};
 use carina_csi::{LinuxMounter, MemoryMounter, Mounter};
 use carina_lvm::{LvmBackend, LvmConfig};
@@ -180,6 +181,20 @@ pub fn mounter(backend: Backend, engine: &Engine) -> Arc<dyn Mounter> {
     match backend {
         Backend::Sim if simulated_devices().is_none() => Arc::new(MemoryMounter::new(Arc::new(engine.clone()))),
         _ => Arc::new(LinuxMounter::new(Arc::new(ProcessRunner::new()))),
+    }
+}
+
+/// Where news of the disks comes from: the kernel, for disks that are the kernel's.
+pub fn device_events(backend: Backend) -> Box<dyn DeviceEvents> {
+    if backend == Backend::Sim {
+        return Box::new(NoEvents);
+    }
+    match KernelEvents::listen() {
+        Ok(events) => Box::new(events),
+        Err(error) => {
+            tracing::warn!("disks that come and go are noticed at the next scan only: {error}");
+            Box::new(NoEvents)
+        }
     }
 }
 

@@ -1,24 +1,29 @@
 //! `carina serve`: CSI on a socket, over the engine of this machine.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use carina_core::Engine;
+use carina_core::{Config, Event, Keeper, Reason, Subject};
 use carina_csi::{Endpoint, NodeName};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, watch};
 
 use crate::failure::{Class, Failure};
-use crate::grouping;
 use crate::node::{self, RunningNode};
 use crate::options::{LoadedConfig, Options};
 use crate::output;
 use crate::serving::Bound;
 
+/// How often the config is read again; a change is lived by at once.
+const READ_CONFIG: Duration = Duration::from_secs(10);
+
 /// Serve CSI on a unix socket.
 ///
-/// Recovers what a crash left half done, groups the disks by the config, then answers. SIGHUP reads
-/// the config and looks at the disks again, which also happens every diskScanInterval. SIGTERM and
-/// SIGINT end it when what is in flight is done; a second one ends it at once.
+/// Recovers what a crash left half done, groups the disks by the config, then answers. The disks are
+/// looked at again when one comes, goes or grows, when the config changes, every diskScanInterval, and
+/// on SIGHUP. SIGTERM and SIGINT end it when what is in flight is done; a second one ends it at once.
 #[derive(Debug, Args)]
 pub struct Serve {
     /// The socket: unix:///path/csi.sock
@@ -40,32 +45,44 @@ impl Serve {
         let bound = Bound::listen(&endpoint)?;
         let node = RunningNode::start(options, &format!("carina serve --endpoint {endpoint}")).await?;
         let mut config = node.config;
-        let at_start = (config.config.reserve, config.config.minimum_disk_size);
-        self.group(&node.engine, &config).await;
+        let settings = watch::Sender::new(self.orders(&config));
+        // A machine without Kubernetes has no labels.
+        let labels = watch::Sender::new(Some(BTreeSet::new()));
+        let looked = Arc::new(Notify::new());
+        let devices = node::device_events(options.backend);
+        let keeper =
+            Keeper::new(node.engine.clone(), settings.subscribe(), labels.subscribe(), devices, Arc::clone(&looked));
+        let kept = tokio::spawn(keeper.run());
+        looked.notified().await;
         let mut serving = bound.start(&node.engine, node::mounter(options.backend, &node.engine), name);
         output::print(&format!("carina: ready on {endpoint}"))?;
         loop {
-            tokio::select! {
-                heard = signals.next(config.config.scan_interval) => match heard {
+            let asked = tokio::select! {
+                heard = signals.next(Some(READ_CONFIG)) => match heard {
                     Heard::End => break,
-                    Heard::Look => {}
+                    Heard::Look => true,
+                    Heard::Nothing => false,
                 },
                 failure = serving.failed() => return Err(failure),
-            }
-            match options.load_config() {
+            };
+            let rejected = match options.load_config() {
                 Ok(read) => {
-                    if (read.config.reserve, read.config.minimum_disk_size) != at_start {
-                        tracing::warn!(
-                            "reserve and minimumDiskSize have changed; the change takes effect at the next start"
-                        );
+                    let changed = read.config != config.config;
+                    if asked || changed {
+                        node.placement.set_strategy(read.config.strategy);
+                        config = read;
+                        settings.send_replace(self.orders(&config));
                     }
-                    node.placement.set_strategy(read.config.strategy);
-                    config = read;
+                    None
                 }
-                Err(failure) => tracing::error!("{}; the config from before stays", failure.message),
-            }
-            self.group(&node.engine, &config).await;
+                Err(failure) => {
+                    let message = format!("{}; the config from before stays", failure.message);
+                    Some(Event::new(Subject::Node, Reason::ConfigRejected, message, SystemTime::now()))
+                }
+            };
+            node.engine.stand("config", SystemTime::now(), rejected.into_iter().collect());
         }
+        kept.abort();
         tracing::info!("ending when what is in flight is done; another signal ends at once");
         let ended = async {
             serving.stop().await?;
@@ -81,32 +98,12 @@ impl Serve {
         }
     }
 
-    /// Brings the groups to what the config says, or says what that would be. A group that can't be made
-    /// is logged: the volumes that there are want to be served all the same.
-    async fn group(&self, engine: &Engine, config: &LoadedConfig) {
+    /// What the keeper of the disks is told of a config.
+    fn orders(&self, config: &LoadedConfig) -> Config {
         for warning in &config.warnings {
             tracing::warn!("{}: {warning}", config.source);
         }
-        let plan = match grouping::plan_for(engine, config).await {
-            Ok(plan) => plan,
-            Err(failure) => return tracing::error!("the disks cannot be looked at: {}", failure.message),
-        };
-        for warning in &plan.warnings {
-            tracing::warn!("{warning}");
-        }
-        for note in &plan.notes {
-            tracing::info!("{note}");
-        }
-        for left in &plan.left {
-            tracing::info!("disk {} is left alone: {}", left.disk, left.why);
-        }
-        if self.dry_run || config.config.dry_run {
-            for step in &plan.steps {
-                tracing::info!("dry run: would {step}");
-            }
-        } else if let Err(failure) = grouping::apply(engine, &plan, |step| tracing::info!("{step}")).await {
-            tracing::error!("{}", failure.message);
-        }
+        Config { dry_run: self.dry_run || config.config.dry_run, ..config.config.clone() }
     }
 }
 
@@ -129,7 +126,7 @@ impl Signals {
         })
     }
 
-    /// Waits for a signal, or for the time to look at the disks again where there is an interval.
+    /// Waits for a signal, for so long if a time is given.
     async fn next(&mut self, interval: Option<Duration>) -> Heard {
         let pause = async {
             match interval {
@@ -141,7 +138,7 @@ impl Signals {
             _ = self.terminate.recv() => Heard::End,
             _ = self.interrupt.recv() => Heard::End,
             _ = self.hang_up.recv() => Heard::Look,
-            () = pause => Heard::Look,
+            () = pause => Heard::Nothing,
         }
     }
 
@@ -158,4 +155,6 @@ enum Heard {
     End,
     /// Read the config and look at the disks again.
     Look,
+    /// Nothing, for as long as was waited.
+    Nothing,
 }
