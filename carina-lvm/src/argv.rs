@@ -125,6 +125,18 @@ pub fn vg_reduce(scope: &Scope<'_>, disk: &Path) -> Command {
     scope.command("vgreduce", [scope.group]).and([path(disk)])
 }
 
+/// Lets a group have what a disk of its has grown by.
+pub fn pv_resize(scope: &Scope<'_>, disk: &Path) -> Command {
+    scope.command("pvresize", []).and([path(disk)])
+}
+
+/// Removes a group of ours with nothing in it: the check and the act are one. Where the selection doesn't
+/// hold, nothing is removed and the status is 0 all the same.
+pub fn vg_remove(scope: &Scope<'_>) -> Command {
+    let selection = format!("vg_name=\"{}\" && vg_tags={{\"{OWNER}\"}} && lv_count=0", scope.group);
+    scope.command("vgremove", ["--select", &selection])
+}
+
 /// Changes the tags of a group.
 pub fn retag_group(scope: &Scope<'_>, option: &'static str, tag: &str) -> Command {
     scope.command("vgchange", [option, tag, scope.group])

@@ -18,6 +18,7 @@ use crate::figures;
 use crate::groups::{Group, Groups, Picture};
 use crate::layout::OurVolume;
 use crate::members::blocking;
+use crate::release;
 use crate::tags;
 use crate::wipe::Wipes;
 
@@ -188,9 +189,9 @@ impl VolumeBackend for LvmBackend {
         let mut disks = discover::disks(&self.sysfs, self.runner()).await?;
         let picture = self.picture().await?;
         for disk in &mut disks {
-            let group = picture.ours.iter().find(|(_, group)| group.devices.contains(&disk.path));
-            disk.group = group.map(|(name, _)| name.clone());
-            disk.used = if disk.group.is_some() { disk.size } else { Bytes::ZERO };
+            if let Some((name, group)) = picture.ours.iter().find(|(_, group)| group.devices.contains(&disk.path)) {
+                release::know(disk, name, group);
+            }
         }
         Ok(disks)
     }

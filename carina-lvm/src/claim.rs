@@ -16,8 +16,10 @@ use crate::tags;
 impl LvmBackend {
     pub(crate) async fn apply_step(&self, step: &PlanStep) -> Result<()> {
         let (name, what) = (step.group(), step.to_string());
-        if !step.claims() {
-            return Err(Error::Unsupported(format!("{what}: the disks of LVM groups stay as they are")));
+        match step {
+            PlanStep::CreateGroup { .. } | PlanStep::GrowGroup { .. } => {}
+            PlanStep::ShrinkGroup { .. } => return self.release(step).await,
+            PlanStep::ResizeDisks { .. } => return self.resize(step).await,
         }
         if !names::group_fits(name.as_str()) {
             return Err(Error::InvalidArgument(format!(

@@ -178,7 +178,7 @@ impl LvmBackend {
     }
 
     /// Takes LVM's mark off a disk in no group; LVM refuses one that is in a group.
-    async fn remove_mark(&self, name: &GroupName, device: &Path) -> Result<()> {
+    pub(crate) async fn remove_mark(&self, name: &GroupName, device: &Path) -> Result<()> {
         let devices = [device.to_owned()].into();
         let scope = argv::Scope { dialect: self.dialect().await?, group: name.as_str(), devices: &devices };
         let command = argv::pv_remove(&scope, &[device.to_owned()]);

@@ -28,6 +28,7 @@ mod members;
 mod mend;
 mod names;
 mod recover;
+mod release;
 mod report;
 mod tags;
 mod text;

@@ -28,6 +28,11 @@ impl LvmBackend {
                 Err(error) => recovery.for_a_person.push(format!("{name}: {error}")),
             }
         }
+        match self.finish_releases().await {
+            Ok(done) => recovery.mended.extend(done),
+            Err(error) => recovery.for_a_person.push(error.to_string()),
+        }
+        let picture = self.picture().await?;
         // One that was emptied for a person keeps its mark until the person gives it back.
         let set_aside =
             |uuid: &String| picture.ours.values().any(|group| tags::is_set_aside(&group.layout().tags, uuid));

@@ -16,6 +16,8 @@ pub const OWNER: &str = "carina.io";
 
 /// The tag of a physical volume that is being emptied, with who named it.
 const DRAIN: &str = "carina.io/drain=";
+/// The tag of a group for a physical volume that is leaving it, until LVM's mark is off.
+const LEAVING: &str = "carina.io/leaving=";
 /// The tag of a group for a physical volume that was emptied, has left it and keeps LVM's mark.
 const SET_ASIDE: &str = "carina.io/set-aside=";
 const MEDIUM: &str = "carina.io/medium=";
@@ -62,6 +64,16 @@ pub fn drained_by(tags: &[String]) -> Option<(DrainBy, &str)> {
     let tag = tags.iter().find(|tag| tag.starts_with(DRAIN))?;
     let by = if tag.strip_prefix(DRAIN) == Some("config") { DrainBy::Config } else { DrainBy::Person };
     Some((by, tag))
+}
+
+/// The tag of a group for a physical volume that is on its way out of it for good.
+pub fn leaving(uuid: &str) -> String {
+    format!("{LEAVING}{uuid}")
+}
+
+/// The uuids of the physical volumes that a group with these tags says are on their way out.
+pub fn all_leaving(tags: &[String]) -> impl Iterator<Item = &str> {
+    tags.iter().filter_map(|tag| tag.strip_prefix(LEAVING))
 }
 
 /// The tag of a group for a physical volume that was emptied for a person.

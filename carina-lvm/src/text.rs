@@ -33,6 +33,8 @@ pub struct DiskText {
     pub allocatable: bool,
     /// How many extents it has.
     pub extents: u64,
+    /// The size of its device when LVM last looked.
+    pub device_size: Option<Bytes>,
     /// What is allocated on it: where each stretch begins and how long it is, in extents, in order.
     pub used: Vec<(u64, u64)>,
 }
@@ -71,6 +73,7 @@ impl Text {
                 tags: strings(section.texts("tags")),
                 allocatable: section.texts("status").contains(&"ALLOCATABLE"),
                 extents: count,
+                device_size: sectors(section.number("dev_size")),
                 used: Vec::new(),
             };
             disk_texts.insert(disk, (uuid.clone(), text));
@@ -200,7 +203,10 @@ mod tests {
         // What is on each disk adds up to what is allocated.
         let used: u64 = text.disks.values().map(DiskText::used_extents).sum();
         assert_eq!(used * text.layout.extent.get(), text.layout.size.get() - text.layout.free.get());
-        assert!(text.disks.values().all(|disk| disk.allocatable && disk.extents == 5103 && disk.tags.is_empty()));
+        assert!(text.disks.values().all(|disk| disk.allocatable
+            && disk.extents == 5103
+            && disk.device_size == Some(Bytes::gib(20))
+            && disk.tags.is_empty()));
         assert!(text.disks.values().any(|disk| disk.used.first() == Some(&(0, 1))));
         assert!(text.pending.is_empty());
         assert!(text.writer.starts_with("Write"), "{}", text.writer);

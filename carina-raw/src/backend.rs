@@ -185,8 +185,13 @@ impl RawBackend {
                 wipe::start(&member);
             }
             for disk in disks.iter_mut().filter(|disk| disk.name == member.name) {
+                let view = member.view();
+                member.set_size(disk.size);
                 disk.group = Some(member.group());
-                disk.used = disk.size;
+                // Nobody knows what is on one that can't be relied on: all of it may be in use.
+                let sound = view.evidence().is_none();
+                disk.used = if sound { view.contents.used(disk.size) } else { disk.size };
+                disk.grown = if sound { view.contents.grown(disk.size) } else { Bytes::ZERO };
             }
         }
         for member in self.members() {
@@ -269,6 +274,44 @@ impl RawBackend {
             .await
             .unwrap_or_else(|e| Err(Error::Precondition(format!("{what}: it ended without a result: {e}"))))?;
         self.insert(&member);
+        Ok(())
+    }
+
+    /// Lets disks of a group go, or lets the group have what they have grown by. One that has left already
+    /// has left.
+    async fn change_members(&self, step: &PlanStep) -> Result<()> {
+        let what = step.to_string();
+        let releases = matches!(step, PlanStep::ShrinkGroup { .. });
+        let members = self.of_group(step.group());
+        // All are checked before one is changed.
+        let mut checked = Vec::new();
+        for planned in step.disks() {
+            let Some((member, view)) = members.iter().find(|(member, _)| member.name == planned.name) else {
+                if releases {
+                    continue;
+                }
+                return Err(Error::Precondition(format!("{what}: {} is not in the group by now", planned.name)));
+            };
+            if let Some(evidence) = view.evidence() {
+                return Err(Error::Unhealthy(format!("{what}: disk {}: {evidence}", member.name)));
+            }
+            self.source.identify(planned).await?;
+            if releases && !view.contents.used(member.size()).is_zero() {
+                return Err(Error::Precondition(format!(
+                    "{what}: disk {} is in use; delete its volumes first. Nothing was changed",
+                    member.name
+                )));
+            }
+            checked.push(member);
+        }
+        for member in checked {
+            if releases {
+                member.with_disk(&what, OwnedDisk::release).await?;
+                self.members.write().unwrap_or_else(PoisonError::into_inner).remove(&member.guid);
+            } else {
+                member.change(&what, OwnedDisk::follow_size).await?;
+            }
+        }
         Ok(())
     }
 
@@ -414,7 +457,7 @@ impl VolumeBackend for RawBackend {
     async fn apply(&self, step: &PlanStep) -> Result<()> {
         self.owned(&step.to_string())?;
         if !step.claims() {
-            return Err(Error::Unsupported(format!("{step}: the disks of raw groups stay as they are")));
+            return self.change_members(step).await;
         }
         let group = step.group();
         let members = self.of_group(group);

@@ -111,7 +111,8 @@ impl HostDisk {
 
 impl Image for HostDisk {
     fn size(&self) -> Bytes {
-        self.size
+        // A disk can grow while it is open; one that is gone has the size that it had.
+        read_number(&self.sysfs.join("size")).map_or(self.size, |size| Bytes(size.saturating_mul(SYSFS_SECTOR)))
     }
 
     fn sector(&self) -> u64 {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ pub(crate) struct Member {
     pub(crate) name: String,
     /// The GUID of its table.
     pub(crate) guid: Guid,
-    size: Bytes,
+    size: AtomicU64,
     disk: OwnedDisk,
     turn: Arc<Turn<()>>,
     view: RwLock<Arc<View>>,
@@ -44,7 +45,7 @@ impl Member {
         Arc::new(Self {
             name: name.to_owned(),
             guid: contents.record.disk,
-            size,
+            size: AtomicU64::new(size.get()),
             disk,
             turn: Arc::default(),
             view: RwLock::new(Arc::new(View { contents, problem: None })),
@@ -70,6 +71,16 @@ impl Member {
             }
             self.update(|view| view.problem = problem);
         }
+    }
+
+    /// Its size.
+    pub(crate) fn size(&self) -> Bytes {
+        Bytes(self.size.load(Ordering::Relaxed))
+    }
+
+    /// It has another size by now.
+    pub(crate) fn set_size(&self, size: Bytes) {
+        self.size.store(size.get(), Ordering::Relaxed);
     }
 
     /// The group that it belongs to.
@@ -175,7 +186,7 @@ impl View {
 
     /// The disk as allocation sees it; one that can't be relied on offers nothing.
     pub(crate) fn as_raw_disk(&self, member: &Member) -> RawDisk {
-        let mut disk = self.contents.as_raw_disk(&member.name, member.size);
+        let mut disk = self.contents.as_raw_disk(&member.name, member.size());
         if self.problem.is_some() {
             disk.gaps.clear();
         }

@@ -10,6 +10,8 @@
 //!
 //! Partitions are announced to the kernel after the table has them, and forgotten before it loses them.
 
+mod whole;
+
 use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -8,7 +8,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use carina_core::{Bytes, FormatRecord, GroupName, Medium, VolumeId, VolumeName, Wipe};
+use carina_core::{Bytes, FormatRecord, Gap, GroupName, Medium, VolumeId, VolumeName, Wipe};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -180,6 +180,14 @@ fn digest(sequence: u64, json: &[u8]) -> [u8; 32] {
     hasher.update((json.len() as u64).to_le_bytes());
     hasher.update(json);
     hasher.finalize().into()
+}
+
+impl Found {
+    /// The two slots, the one that was not written last first.
+    pub fn slots_oldest_first(&self) -> [Gap; 2] {
+        let slot = |n: usize| Gap { start: SLOTS[n % 2], size: Bytes(SLOT_SIZE as u64) };
+        [slot(1 - self.slot.min(1)), slot(self.slot.min(1))]
+    }
 }
 
 /// The write that makes `record` the newest: into the slot that `last` isn't in.

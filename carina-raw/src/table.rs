@@ -307,6 +307,25 @@ impl Table {
         end.round_down(PARTITION_ALIGNMENT).saturating_sub(partition.start).max(partition.size)
     }
 
+    /// Where the disk ends that it is for: the first byte behind the backup.
+    #[must_use]
+    pub fn end(&self) -> Bytes {
+        Bytes((self.header.backup_lba + 1) * self.sector)
+    }
+
+    /// The same table for a disk that is larger by now.
+    ///
+    /// # Errors
+    /// That the disk is no larger, in words.
+    pub fn grown(&self, size: Bytes) -> Result<Self, String> {
+        let last = (size.get() / self.sector).checked_sub(1).filter(|last| *last > self.header.backup_lba);
+        let backup_lba = last.ok_or_else(|| format!("its table ends at {}, and the disk at {size}", self.end()))?;
+        let mut next = self.clone();
+        next.header.backup_lba = backup_lba;
+        next.header.last_usable_lba = backup_lba - 1 - ENTRIES_SIZE / self.sector;
+        next.checked()
+    }
+
     /// Adds a partition of ours under the lowest free number, which is returned.
     ///
     /// # Errors

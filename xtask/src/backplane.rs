@@ -114,6 +114,14 @@ impl Backplane {
         Ok(())
     }
 
+    /// Makes a disk of the running machine larger, in bytes; disks on the SCSI bus show it when the guest
+    /// looks again.
+    pub fn grow(&mut self, qmp: &mut Qmp, name: &str, size: u64) -> Result<()> {
+        let disk = self.disks.iter().find(|disk| disk.name == name);
+        let disk = disk.context(format_args!("the machine has no disk {name}"))?;
+        qmp.execute("block_resize", json!({ "node-name": disk.node(), "size": size })).map(drop)
+    }
+
     fn place(&mut self, spec: &DiskSpec, name: &str) -> Result<Disk> {
         check_name(name)?;
         if self.disks.iter().any(|disk| disk.name == name) {

@@ -485,6 +485,12 @@ fn yank(backplane: &SharedBackplane, name: &str) -> Result<()> {
     backplane.yank(qmp.as_mut().context("the machine is not up yet")?, name)
 }
 
+fn grow(backplane: &SharedBackplane, name: &str, size: &str) -> Result<()> {
+    let gib: u64 = size.trim_end_matches('G').parse().context(format_args!("`{size}` is no size in GiB"))?;
+    let (backplane, qmp) = &mut *lock(backplane);
+    backplane.grow(qmp.as_mut().context("the machine is not up yet")?, name, gib.saturating_mul(1 << 30))
+}
+
 /// Learns from the guest's init that the command has started and ended.
 fn follow(control: UnixStream, shared: &Shared) {
     for line in BufReader::new(control).lines() {
@@ -539,6 +545,7 @@ fn serve(host: UnixStream, backplane: &SharedBackplane) {
         let done = match words.as_slice() {
             ["plug", spec, name] => spec.parse().and_then(|spec: DiskSpec| plug(backplane, &spec, name)),
             ["yank", name] => yank(backplane, name),
+            ["grow", name, size] => grow(backplane, name, size),
             _ => Err(Error::new(format!("`{line}` is nothing a host can do"))),
         };
         let answer = match done {

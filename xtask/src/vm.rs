@@ -20,7 +20,7 @@ const NO_EXIT_CODE: u8 = 125;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 In the guest, /dev/disk/vm/disk0 is the first disk, whatever its sdX name; its serial number is disk0.
-`vm-host plug KIND:SIZE NAME` and `vm-host yank NAME` plug and pull disks from within,
+`vm-host plug KIND:SIZE NAME`, `vm-host yank NAME` and `vm-host grow NAME SIZE` plug, pull and grow disks from within,
 `echo b >/proc/sysrq-trigger` cuts the power. What the command leaves in /guest/out goes to --output.
 Kernel argument vm.cgroup=1 mounts the v1 block I/O controller instead of cgroup v2.
 The exit code is the command's own, or 125 if the guest died or ran out of time.")]
