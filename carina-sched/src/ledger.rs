@@ -15,6 +15,10 @@ use crate::score::Scorer;
 use crate::tie;
 use crate::view::{ClusterView, Hold};
 
+/// How long a node's refusal is believed more than the report before it. Nodes look at their disks about
+/// twice in that time.
+pub const DOUBTED_FOR: Duration = Duration::from_secs(60);
+
 /// What a pod holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
@@ -83,6 +87,8 @@ pub struct Ledger {
     deadlines: BTreeSet<(Duration, PodId)>,
     by_node: HashMap<String, BTreeSet<PodId>>,
     by_volume: HashMap<VolumeName, PodId>,
+    /// Which figures are doubted until when.
+    doubts: BTreeSet<(Duration, String, GroupName)>,
 }
 
 impl Ledger {
@@ -256,8 +262,16 @@ impl Ledger {
         self.take_out(pod).is_some()
     }
 
-    /// Ends the unconfirmed reservations whose time has come; whose they were.
+    /// Ends the unconfirmed reservations whose time has come; whose they were. Doubts end with them.
     pub fn expire(&mut self, now: Duration) -> Vec<PodId> {
+        while let Some((_, node, group)) = self.doubts.first().filter(|(until, ..)| *until <= now).cloned() {
+            self.doubts.pop_first();
+            let newer = self.doubts.iter().any(|(_, other, of)| *other == node && *of == group);
+            if let Some(index) = self.view.index(&node).filter(|_| !newer) {
+                self.view.limit(index, &group, None);
+                self.reindex(&node);
+            }
+        }
         let mut ended = Vec::new();
         while let Some((until, pod)) = self.deadlines.first().filter(|(until, _)| *until <= now).cloned() {
             if !self.release(&pod) {
@@ -323,11 +337,13 @@ impl Ledger {
         warnings
     }
 
-    /// A node found less room in a group than its last report says: believed until its next one.
-    pub fn found_less(&mut self, node: &str, group: &GroupName, left: Bytes) {
+    /// A node found less room in a group than its last report says: believed until its next one, and no
+    /// longer than [`DOUBTED_FOR`]. A node that is right about its figures doesn't report them again.
+    pub fn found_less(&mut self, node: &str, group: &GroupName, left: Bytes, now: Duration) {
         if let Some(index) = self.view.index(node) {
-            self.view.limit(index, group, left);
+            self.view.limit(index, group, Some(left));
             self.reindex(node);
+            self.doubts.insert((now.saturating_add(DOUBTED_FOR), node.to_owned(), group.clone()));
         }
     }
 

@@ -32,7 +32,7 @@ pub mod simulator;
 pub use carina_core::Strategy;
 pub use evaluate::EXACT_CHOICES;
 pub use explain::{Explained, Filtered, Verdict};
-pub use ledger::{Ledger, Reported, Reservation};
+pub use ledger::{DOUBTED_FOR, Ledger, Reported, Reservation};
 pub use offers::{MOST_OFFERED, Offer, Offers};
 pub use one_machine::OneMachine;
 pub use packing::EXACT_CLAIMS;

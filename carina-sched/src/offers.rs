@@ -90,9 +90,9 @@ impl Offers {
         self.ledger.remove_node(node);
     }
 
-    /// A node refused a volume for want of room: its group has no more than this, until it reports anew.
-    pub fn found_less(&mut self, node: &str, group: &GroupName, left: Bytes) {
-        self.ledger.found_less(node, group, left);
+    /// A node refused a volume for want of room: see [`Ledger::found_less`].
+    pub fn found_less(&mut self, node: &str, group: &GroupName, left: Bytes, now: Duration) {
+        self.ledger.found_less(node, group, left, now);
     }
 
     /// Which of these nodes a pod may go to. Its space is held on each node of the answer, and no longer

@@ -3,9 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use carina_core::{
-    DeviceGroup, Error, GroupName, NoCapacity, Placement, Result, Strategy, VolumeName, VolumeRequest, candidates,
-};
+use carina_core::{DeviceGroup, Error, GroupName, Placement, Result, Strategy, VolumeName, VolumeRequest, candidates};
 
 use crate::ledger::Ledger;
 use crate::place::PlaceError;
@@ -63,7 +61,7 @@ impl Placement for OneMachine {
                 .next()
                 .map(|claim| claim.group)
                 .ok_or_else(|| Error::Precondition("the placement names no group".to_owned())),
-            Err(error) => Err(refusal(request, &candidates, error)),
+            Err(error) => undecided(request, &candidates, error),
         }
     }
 
@@ -76,22 +74,19 @@ impl Placement for OneMachine {
     }
 }
 
-/// The group's own words where its figures say no, the ledger's where only holds are in the way.
-fn refusal(request: &VolumeRequest, candidates: &[&DeviceGroup], error: PlaceError) -> Error {
+/// The group's own words where its figures say no. Where only holds are in the way, its figures may have
+/// their volumes already (one that was made just now, and isn't confirmed yet), so the group's queue
+/// decides, which looks at what is there then; nothing is held for that.
+fn undecided(request: &VolumeRequest, candidates: &[&DeviceGroup], error: PlaceError) -> Result<GroupName> {
     let roomiest = candidates.iter().max_by_key(|group| group.available());
     match (&error, roomiest) {
-        (PlaceError::NoRoom { reasons, .. }, Some(group)) => {
-            if let Err(own) = group.admit_request(request) {
-                return own;
+        (PlaceError::NoRoom { .. }, Some(group)) => {
+            let open = candidates.iter().filter(|group| group.admit_request(request).is_ok());
+            match open.max_by_key(|group| group.available()) {
+                Some(group) => Ok(group.name.clone()),
+                None => group.admit_request(request).map(|()| group.name.clone()),
             }
-            let detail = reasons.first().map(|(_, reason)| reason.to_string()).unwrap_or_default();
-            Error::NoCapacity(NoCapacity {
-                asked: request.size.required(),
-                available: group.largest(request.may_grow_to),
-                group: Some(group.name.clone()),
-                detail: format!("{detail}; try again when those volumes are made"),
-            })
         }
-        _ => error.into(),
+        _ => Err(error.into()),
     }
 }

@@ -64,6 +64,8 @@ pub(crate) struct Group {
     /// Raw only: what its disks have left beside the holds.
     pub free: Arc<[FreeDisk]>,
     pub row: Row,
+    /// The largest volume that it takes, whatever its figures say.
+    pub limit: Option<Bytes>,
 }
 
 /// What is known of the cluster: its nodes, their groups and what is held there.
@@ -146,6 +148,7 @@ impl ClusterView {
                     includes: Arc::new(reported.includes),
                     free: Arc::from([]),
                     row: Row::default(),
+                    limit: None,
                 }
             })
             .collect();
@@ -185,15 +188,11 @@ impl ClusterView {
         warnings
     }
 
-    /// Makes a group take no volume larger than this, whatever its figures say.
-    pub(crate) fn limit(&mut self, index: usize, group: &GroupName, left: Bytes) {
+    /// Makes a group take no volume larger than this, whatever its figures say; or no longer.
+    pub(crate) fn limit(&mut self, index: usize, group: &GroupName, limit: Option<Bytes>) {
         let Some(mut node) = self.node(index).cloned() else { return };
         for group in node.groups.iter_mut().filter(|g| g.figures.name == *group) {
-            let figures = Arc::make_mut(&mut group.figures);
-            figures.free = figures.free.min(left.saturating_add(REALLY_FREE));
-            for gap in figures.raw_disks.iter_mut().flat_map(|disk| &mut disk.gaps) {
-                gap.size = gap.size.min(left);
-            }
+            group.limit = limit;
         }
         let holds = Arc::clone(&node.holds);
         self.put(index, Some(node));
@@ -342,6 +341,11 @@ impl Group {
         let slots = u32::try_from(figures.volumes_left).unwrap_or(u32::MAX).saturating_sub(count(ours().count()));
         let lacking = if figures.volume_type == VolumeType::Raw {
             let mut disks: Vec<FreeDisk> = figures.raw_disks.iter().map(FreeDisk::new).collect();
+            if let Some(limit) = self.limit {
+                for gap in disks.iter_mut().flat_map(|disk| &mut disk.gaps) {
+                    gap.size = gap.size.min(limit);
+                }
+            }
             let mut lacking = Bytes::ZERO;
             // First what can be taken just where it was promised; then what a newer report has displaced,
             // the largest first.
@@ -378,7 +382,7 @@ impl Group {
             let footprint =
                 size.saturating_add(metadata).saturating_add(largest.saturating_sub(figures.metadata_spare));
             let promise = figures.promise().min(MAX_FIGURE);
-            let room = figures.free.saturating_sub(REALLY_FREE);
+            let room = figures.free.saturating_sub(REALLY_FREE).min(self.limit.unwrap_or(MAX_FIGURE));
             self.row = Row {
                 promise: promise.saturating_sub(size).get(),
                 room: room.saturating_sub(footprint).get(),

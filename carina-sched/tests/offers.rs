@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use carina_core::{Bytes, DeviceGroup, GroupName, GroupSelector, Health, Medium, VolumeType};
 use carina_sched::{
-    BoundClaim, Claim, MOST_OFFERED, NodeReport, Offers, PodId, PodRequest, Reason, RequestError, Strategy, Verdict,
+    BoundClaim, Claim, DOUBTED_FOR, MOST_OFFERED, NodeReport, Offers, PodId, PodRequest, Reason, RequestError,
+    Strategy, Verdict,
 };
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
@@ -138,10 +139,15 @@ fn a_sign_that_comes_after_the_hold_ended_still_counts() {
 fn a_node_that_refused_a_volume_is_not_offered_again_before_it_reports() {
     let mut offers = offers(&[3]);
     let one = pod("one", 1);
-    offers.found_less("n0", &GroupName::ssd(), Bytes::gib(4));
+    offers.found_less("n0", &GroupName::ssd(), Bytes::gib(4), T);
     assert!(offers.filter(&one, &["n0"], T).unwrap().nodes.is_empty());
     offers.report(NodeReport::new("n0", vec![group(40).into()]));
     assert_eq!(names(&offers.filter(&one, &["n0"], T).unwrap()), ["n0"]);
+    // A node whose figures are right doesn't report them again.
+    offers.end(&one.pod);
+    offers.found_less("n0", &GroupName::ssd(), Bytes::gib(4), DOUBTED_FOR);
+    assert!(offers.filter(&one, &["n0"], DOUBTED_FOR).unwrap().nodes.is_empty());
+    assert_eq!(names(&offers.filter(&one, &["n0"], DOUBTED_FOR * 2).unwrap()), ["n0"]);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use carina_sched::{
     Claim, GroupReport, Ledger, NODE_LABEL, Placed, PlacedClaim, PodId, PodRequest, Reservation, Strategy, Topology,
 };
 use kube::ResourceExt;
+use tokio::time::Instant;
 
 use crate::failure::{READY, recorded};
 use crate::logic_volume::LogicVolume;
@@ -19,6 +20,7 @@ use crate::node_storage::NodeStorageResource;
 /// Places volumes, each for itself.
 pub struct Allocator {
     known: Mutex<Known>,
+    began: Instant,
 }
 
 struct Known {
@@ -31,7 +33,8 @@ impl Allocator {
     /// An allocator that knows no node yet.
     #[must_use]
     pub fn new(strategy: Strategy) -> Self {
-        Self { known: Mutex::new(Known { ledger: Ledger::new(strategy), reports: BTreeMap::new() }) }
+        let known = Known { ledger: Ledger::new(strategy), reports: BTreeMap::new() };
+        Self { known: Mutex::new(known), began: Instant::now() }
     }
 
     /// Changes the strategy; what is placed stays.
@@ -49,6 +52,7 @@ impl Allocator {
         let term = |node: &String| BTreeMap::from([(NODE_LABEL.to_owned(), node.clone())]);
         asked.topology = Topology { terms: request.nodes.iter().map(term).collect() };
         let ledger = &mut self.known().ledger;
+        ledger.expire(self.began.elapsed());
         // What an earlier try held is over: this one chooses anew.
         ledger.release(&pod);
         let placed = ledger.reserve(&asked, Duration::MAX)?;
@@ -90,8 +94,8 @@ impl Allocator {
         let failure = if object.was_made() { None } else { recorded(object, READY) };
         let node = &object.spec.node_name;
         if let Some(Error::NoCapacity(no)) = &failure {
-            // Believed until its next report, so that the volume isn't sent there again.
-            ledger.found_less(node, &group, no.available);
+            // So that the volume isn't sent there again at once.
+            ledger.found_less(node, &group, no.available, self.began.elapsed());
         }
         let reported = known.reports.get(node);
         let counted = reported.is_some_and(|groups| groups.iter().any(|g| g.includes.contains(&request.name)));

@@ -236,7 +236,8 @@ impl Cluster {
             && !object.was_made()
             && let Some(Error::NoCapacity(no)) = recorded(object, READY)
         {
-            self.desk().offers.found_less(&object.spec.node_name, &group, no.available);
+            let now = self.began.elapsed();
+            self.desk().offers.found_less(&object.spec.node_name, &group, no.available, now);
         }
         self.settle(&volume, &format!("{}/{}", object.spec.name_space, object.spec.pvc));
     }
