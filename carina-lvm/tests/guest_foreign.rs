@@ -1,6 +1,6 @@
 //! What isn't ours is never touched: a table of disks that hold somebody's property, on real LVM.
 //!
-//! guest: disks=ssd:20G,ssd:20G memory=1G timeout=8m
+//! guest: disks=ssd:20G,ssd:20G memory=1G timeout=10m
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
