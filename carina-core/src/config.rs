@@ -22,11 +22,22 @@ pub const SCAN_INTERVAL: Duration = Duration::from_secs(300);
 /// The longest interval that is taken for one: a year.
 const LONGEST_SCAN_INTERVAL: u64 = 365 * 24 * 3600;
 
+/// How long an orphan stays in quarantine, unless configured otherwise.
+pub const ORPHAN_GRACE_PERIOD: Duration = Duration::from_secs(72 * 3600);
+/// A shorter quarantine than this protects nobody who has to notice it.
+const SHORTEST_ORPHAN_GRACE_PERIOD: Duration = Duration::from_secs(600);
+/// How long a node has been gone before its volumes are lost, unless configured otherwise.
+pub const LOST_NODE_GRACE_PERIOD: Duration = Duration::from_secs(600);
+/// A node that is only registered anew is away for some seconds.
+const SHORTEST_LOST_NODE_GRACE_PERIOD: Duration = Duration::from_secs(60);
+/// The longest time that is taken for one: a year.
+const LONGEST_PERIOD: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// What `schedulerStrategy` may say.
 const STRATEGIES: &str = "\"binpack\" or \"spreadout\" (the default)";
 
 /// The keys of the file, as the documentation lists them.
-pub const KEYS: [&str; 7] = [
+pub const KEYS: [&str; 10] = [
     "diskSelector",
     "diskScanInterval",
     "diskGroupPolicy",
@@ -34,6 +45,9 @@ pub const KEYS: [&str; 7] = [
     "reserve",
     "minimumDiskSize",
     "dryRun",
+    "orphanGracePeriod",
+    "lostNodeGracePeriod",
+    "rebuildLostVolumes",
 ];
 /// The keys of a group in the new form.
 const GROUP_KEYS: [&str; 4] = ["name", "re", "policy", "nodeLabel"];
@@ -55,6 +69,12 @@ pub struct Config {
     pub minimum_disk_size: Bytes,
     /// `dryRun`: plans are made and reported, and not carried out.
     pub dry_run: bool,
+    /// `orphanGracePeriod`: how long a volume that nobody speaks for stays in quarantine before it is removed.
+    pub orphan_grace_period: Duration,
+    /// `lostNodeGracePeriod`: how long a node has been deleted from the cluster before its volumes are lost.
+    pub lost_node_grace_period: Duration,
+    /// `rebuildLostVolumes`: whether the volumes of a lost node are made again, empty, on other nodes.
+    pub rebuild_lost_volumes: bool,
 }
 
 impl Default for Config {
@@ -68,6 +88,9 @@ impl Default for Config {
             reserve: DEFAULT_RESERVE,
             minimum_disk_size: DEFAULT_MINIMUM_DISK_SIZE,
             dry_run: false,
+            orphan_grace_period: ORPHAN_GRACE_PERIOD,
+            lost_node_grace_period: LOST_NODE_GRACE_PERIOD,
+            rebuild_lost_volumes: true,
         }
     }
 }
@@ -209,6 +232,16 @@ impl Config {
         if let Some(value) = object.get("dryRun") {
             config.dry_run = value.as_bool().ok_or_else(|| wrong("dryRun", value, "true or false"))?;
         }
+        if let Some(value) = object.get("orphanGracePeriod") {
+            config.orphan_grace_period = period("orphanGracePeriod", value, SHORTEST_ORPHAN_GRACE_PERIOD)?;
+        }
+        if let Some(value) = object.get("lostNodeGracePeriod") {
+            config.lost_node_grace_period = period("lostNodeGracePeriod", value, SHORTEST_LOST_NODE_GRACE_PERIOD)?;
+        }
+        if let Some(value) = object.get("rebuildLostVolumes") {
+            config.rebuild_lost_volumes =
+                value.as_bool().ok_or_else(|| wrong("rebuildLostVolumes", value, "true or false"))?;
+        }
         Ok(Parsed { config, warnings })
     }
 }
@@ -334,6 +367,37 @@ fn scan_interval(value: &Value, warnings: &mut Vec<String>) -> Result<Option<Dur
             "diskScanInterval",
             value,
             &format!("whole seconds from {shortest} to {LONGEST_SCAN_INTERVAL}, or 0 for no scanning"),
+        )),
+    }
+}
+
+/// A length of time: whole seconds, or a whole number of seconds, minutes, hours or days as in "72h".
+fn period(key: &str, value: &Value, shortest: Duration) -> Result<Duration> {
+    let seconds = match value {
+        Value::String(text) => {
+            let text = text.trim();
+            let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+            let unit = match unit {
+                "" | "s" => Some(1),
+                "m" => Some(60),
+                "h" => Some(3600),
+                "d" => Some(86400),
+                _ => None,
+            };
+            number.parse::<u64>().ok().zip(unit).and_then(|(number, unit)| number.checked_mul(unit))
+        }
+        other => other.as_u64(),
+    };
+    match seconds.map(Duration::from_secs) {
+        Some(period) if period >= shortest && period <= LONGEST_PERIOD => Ok(period),
+        _ => Err(wrong(
+            key,
+            value,
+            &format!(
+                "a time such as \"72h\", \"30m\" or 600 (seconds), from {} seconds to {} days",
+                shortest.as_secs(),
+                LONGEST_PERIOD.as_secs() / 86400
+            ),
         )),
     }
 }
@@ -494,6 +558,27 @@ mod tests {
         for value in ["\"5m\"", "-1", "300.5", "true", "null", "18446744073709551615", "\"\""] {
             refused(&format!(r#"{{"diskScanInterval": {value}}}"#), &["diskScanInterval", value, "whole seconds"]);
         }
+    }
+
+    #[test]
+    fn the_times_of_orphans_and_lost_nodes() {
+        let defaults = Config::default();
+        assert_eq!(defaults.orphan_grace_period, Duration::from_secs(72 * 3600));
+        assert_eq!(defaults.lost_node_grace_period, Duration::from_secs(600));
+        assert!(defaults.rebuild_lost_volumes);
+        for (written, seconds) in
+            [("\"72h\"", 259_200), ("\"30m\"", 1800), ("\"7d\"", 604_800), ("900", 900), ("\"900s\"", 900)]
+        {
+            let config = config(&format!(r#"{{"orphanGracePeriod": {written}, "lostNodeGracePeriod": {written}}}"#));
+            assert_eq!(config.orphan_grace_period, Duration::from_secs(seconds));
+            assert_eq!(config.lost_node_grace_period, Duration::from_secs(seconds));
+        }
+        assert!(!config(r#"{"rebuildLostVolumes": false}"#).rebuild_lost_volumes);
+        for written in ["0", "\"10s\"", "\"1w\"", "\"\"", "-5", "1.5", "\"99999999999999999999d\"", "null", "\"h\""] {
+            refused(&format!(r#"{{"orphanGracePeriod": {written}}}"#), &["orphanGracePeriod", "72h", "600 seconds"]);
+        }
+        refused(r#"{"lostNodeGracePeriod": 59}"#, &["lostNodeGracePeriod", "59", "60 seconds"]);
+        refused(r#"{"rebuildLostVolumes": "no"}"#, &["rebuildLostVolumes", "true or false"]);
     }
 
     #[test]

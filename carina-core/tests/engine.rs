@@ -219,6 +219,7 @@ async fn a_plan_step_claims_only_what_is_still_bare_and_the_same() {
 #[tokio::test(start_paused = true)]
 async fn a_quarantine_outlives_the_engine_and_says_whose_the_volume_is() {
     let node = node(Bytes::gib(100), Bytes::gib(100));
+    start(&node).await;
     let backend = SimBackend::new(Arc::clone(&node)).for_cluster(Some("c1".to_owned()));
     let (engine, _) = Engine::start(vec![Arc::new(backend)], Arc::new(MostRoom), Retry::default()).await.unwrap();
     let made = engine.create(ask("a", Bytes::GIB, GroupName::ssd())).await.unwrap();

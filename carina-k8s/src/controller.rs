@@ -7,8 +7,10 @@ mod node_storage_map;
 mod pages;
 pub mod program;
 mod service;
+mod upkeep;
 
 pub use allocator::Allocator;
 pub use election::Candidate;
 pub use mirror::{Change, Mirror, key};
 pub use service::ClusterVolumes;
+pub use upkeep::Upkeep;

@@ -59,6 +59,26 @@ pub const VOLUME_KEPT: &str = "VolumeKept";
 pub const AGENT_SILENT: &str = "AgentSilent";
 /// A StorageClass declares a group that a node cannot have.
 pub const GROUP_REFUSED: &str = "GroupRefused";
+/// `Node`: nobody speaks for a volume; what becomes of it.
+pub const ORPHANED: &str = "VolumeOrphaned";
+/// `Node`: a volume was in quarantine, and somebody speaks for it again.
+pub const ORPHAN_RELEASED: &str = "OrphanReleased";
+/// `Node`: a volume was removed at the end of its quarantine.
+pub const ORPHAN_REMOVED: &str = "OrphanRemoved";
+/// `LogicVolume`: it was made again from its PersistentVolume, or that wasn't possible.
+pub const RESTORED: &str = "LogicVolumeRestored";
+/// A volume's node was deleted from the cluster.
+pub const NODE_DELETED: &str = "VolumeNodeDeleted";
+/// A volume of a lost node is made again on another, empty.
+pub const REBUILD_STARTED: &str = "VolumeRebuildStarted";
+/// It is not, because its node is back.
+pub const REBUILD_CANCELLED: &str = "VolumeRebuildCancelled";
+/// It is not, because somebody's word is needed first.
+pub const REBUILD_REFUSED: &str = "VolumeRebuildRefused";
+/// It is not yet: what is in the way.
+pub const REBUILD_WAITS: &str = "VolumeRebuildWaits";
+/// It was.
+pub const REBUILT: &str = "VolumeRebuilt";
 /// Start-up recovery left something that only a person can decide.
 pub const NEEDS_A_PERSON: &str = "NeedsAPerson";
 
@@ -96,6 +116,18 @@ impl Regarding {
             name: name.to_owned(),
             // As kubelet has it, and where `kubectl describe node` looks.
             uid: Some(name.to_owned()),
+        }
+    }
+
+    /// The object that a reference names.
+    #[must_use]
+    pub fn reference_to(object: &ObjectReference) -> Self {
+        Self {
+            api_version: object.api_version.clone().unwrap_or_else(|| "v1".to_owned()),
+            kind: object.kind.clone().unwrap_or_default(),
+            namespace: object.namespace.clone(),
+            name: object.name.clone().unwrap_or_default(),
+            uid: object.uid.clone(),
         }
     }
 

@@ -15,6 +15,13 @@ pub const HEALTHY: &str = "Healthy";
 /// The condition of a deleted object that still holds its volume.
 pub const DELETED: &str = "Deleted";
 
+/// The condition of a volume that no PersistentVolume speaks for. The controller's.
+pub const QUARANTINED: &str = "Quarantined";
+/// The condition of a volume whose node has left the cluster. The controller's.
+pub const NODE_LOST: &str = "NodeLost";
+/// The conditions that the controller writes: a node's report leaves them as they are.
+pub const OF_THE_CONTROLLER: [&str; 2] = [QUARANTINED, NODE_LOST];
+
 /// The word for a class of errors: a condition's reason.
 #[must_use]
 pub const fn reason(error: &Error) -> &'static str {

@@ -2,6 +2,8 @@
 //! [`NodeStorageResource`]. The node's agent makes what LogicVolumes ask for and publishes what the
 //! node has; the controller places volumes and waits for the agents.
 
+mod asked;
+pub mod clock;
 pub mod condition;
 pub mod controller;
 pub mod crds;
@@ -14,10 +16,12 @@ pub mod logic_volume;
 pub mod node;
 pub mod node_storage;
 pub mod options;
+pub mod persistent_volume;
 pub mod program;
 mod quantity;
 pub mod scheduler;
 mod settings;
+pub mod tombstone;
 pub mod web;
 
 pub use logic_volume::{LogicVolume, LogicVolumeSpec, LogicVolumeStatus};

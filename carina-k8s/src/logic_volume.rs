@@ -35,6 +35,19 @@ pub const CACHE_RATIO: &str = "carina.storage.io/cache-disk-ratio";
 /// The name that the volume was asked for by, where that cannot be the name of an object.
 pub const VOLUME_NAME: &str = "carina.storage.io/volume-name";
 
+/// The PersistentVolume that the volume was seen in: it was bound once.
+pub const BOUND: &str = "carina.storage.io/persistent-volume";
+/// That PersistentVolume's reclaim policy, as it was last seen.
+pub const RECLAIM_POLICY: &str = "carina.storage.io/reclaim-policy";
+/// The uid of the node that the volume is on.
+pub const NODE_UID: &str = "carina.storage.io/node-uid";
+/// The id of the machine that it is on (`/etc/machine-id`).
+pub const MACHINE_ID: &str = "carina.storage.io/machine-id";
+/// The volume was made again, empty, because this node was lost: `<node>/<uid>`.
+pub const REBUILT_FROM: &str = "carina.storage.io/rebuilt-from";
+/// The PersistentVolume that is to be made again for it, while the old one goes: the object as JSON.
+pub const REPLACEMENT: &str = "carina.storage.io/persistent-volume-to-create";
+
 /// `status.status` of a volume that exists.
 pub const SUCCESS: &str = "Success";
 /// `status.status` of a volume that could not be made.
@@ -60,6 +73,7 @@ pub const FAILED: &str = "Failed";
     printcolumn(name = "Status", type_ = "string", json_path = ".status.status"),
     printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.nameSpace", priority = 1),
     printcolumn(name = "PVC", type_ = "string", json_path = ".spec.pvc", priority = 1),
+    printcolumn(name = "Quarantined", type_ = "string", json_path = ".status.conditions[?(@.type==\"Quarantined\")].status", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
     validation = Rule::new("self.spec.nodeName == oldSelf.spec.nodeName")
         .message("spec.nodeName cannot change: a volume stays on its node; make a new claim to have it elsewhere"),
@@ -131,6 +145,8 @@ pub struct LogicVolumeStatus {
     pub observed_request: Option<String>,
     /// `Ready`: the volume exists and is as asked. `Resized`: it has the size asked for. `Healthy`: only where
     /// it isn't, what is wrong with its storage. `Deleted`: why a deleted object still holds its volume.
+    /// `Quarantined`: nobody speaks for the volume, since when and until when. `NodeLost`: its node has left
+    /// the cluster.
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
@@ -284,12 +300,32 @@ impl LogicVolume {
     /// Whether the volume was made once: from then on it is never made anew.
     #[must_use]
     pub fn was_made(&self) -> bool {
-        self.status.as_ref().is_some_and(|status| {
-            status.status.as_deref() == Some(SUCCESS)
-                || status.volume_id.is_some()
-                || status.current_size.is_some()
-                || status.node_name.is_some()
-        })
+        // An object that was made again from its PersistentVolume has no status yet.
+        self.annotation(BOUND).is_some()
+            || self.status.as_ref().is_some_and(|status| {
+                status.status.as_deref() == Some(SUCCESS)
+                    || status.volume_id.is_some()
+                    || status.current_size.is_some()
+                    || status.node_name.is_some()
+            })
+    }
+
+    /// Whether its node has made the volume.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.status.as_deref() == Some(SUCCESS))
+    }
+
+    /// Whether this object stands for a volume on this node: it was placed there, or made there.
+    #[must_use]
+    pub fn is_on(&self, node: &str) -> bool {
+        self.spec.node_name == node || self.status.as_ref().is_some_and(|s| s.node_name.as_deref() == Some(node))
+    }
+
+    /// Whether this object stands for the volume of this id and name.
+    #[must_use]
+    pub fn stands_for(&self, id: &VolumeId, name: &VolumeName) -> bool {
+        self.volume_id().as_ref() == Some(id) || self.volume_name().as_ref() == Ok(name)
     }
 
     /// Whether the storage may go: the mark is there, and means this object.

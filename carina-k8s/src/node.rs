@@ -1,9 +1,11 @@
 //! The agent of a node: makes what LogicVolumes ask for, and publishes what the node has.
 
 pub mod agent;
+mod cluster_id;
 mod decide;
 pub mod kubelet;
 mod labels;
+pub mod orphans;
 mod pages;
 mod report;
 mod storage;

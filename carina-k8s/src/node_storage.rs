@@ -17,6 +17,10 @@ use crate::Quantity;
 /// What comes before a group's name in `capacity` and `allocatable`.
 pub const RESOURCE_PREFIX: &str = "carina.storage.io/";
 
+/// What a person writes on the object to confirm orphans that were only reported: the signatures of the
+/// sets of orphans that may go, with commas between them.
+pub const CONFIRM_ORPHANS: &str = "carina.storage.io/confirm-orphans";
+
 /// Which node it is.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[kube(
@@ -59,6 +63,9 @@ pub struct NodeStorageStatus {
     pub vg_groups: Vec<VgFigures>,
     /// The disks, by name.
     pub disks: Vec<DiskFigures>,
+    /// The volumes on its disks that no LogicVolume speaks for, by id.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub orphans: Vec<OrphanFigures>,
     /// `ConfigApplied`, `DisksHealthy`, `GroupsHealthy`, `VolumesHealthy`: what is wrong now, and what to do.
     /// `Recovered`: whether the agent's start left something for a person.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -180,6 +187,37 @@ pub enum HealthState {
     Failed,
 }
 
+/// A volume that no LogicVolume and no PersistentVolume speaks for.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OrphanFigures {
+    /// Its id, and its name on disk.
+    pub id: String,
+    /// Its group.
+    pub group: String,
+    /// Its size.
+    pub size: Quantity,
+    /// What is done about it.
+    pub state: OrphanState,
+    /// Since when it is in quarantine (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Until when it is in quarantine (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// Why, and what to do.
+    pub message: String,
+}
+
+/// What is done about an orphan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub enum OrphanState {
+    /// It is removed at the end of its quarantine, unless somebody speaks for it until then.
+    Quarantined,
+    /// Nothing, until a person confirms that it may go.
+    NeedsConfirmation,
+}
+
 /// An LVM group in the words of the Go Carina. Sizes are bytes.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -252,6 +290,7 @@ impl NodeStorageStatus {
             groups: groups.iter().map(|group| GroupFigures::of(group, volumes)).collect(),
             vg_groups: groups.iter().filter(|g| g.volume_type == VolumeType::Lvm).map(VgFigures::of).collect(),
             disks: disks.iter().map(DiskFigures::of).collect(),
+            orphans: Vec::new(),
             conditions: Vec::new(),
         }
     }

@@ -48,8 +48,12 @@ pub struct NodeOptions {
     #[arg(long, default_value = "/var/lib/kubelet/device-plugins")]
     pub device_plugins: KubeletPath,
     /// The id of this cluster, written beside each volume; volumes of another cluster are left alone.
+    /// Without it, the uid of the namespace kube-system is the id.
     #[arg(long, env = "CLUSTER_ID")]
     pub cluster_id: Option<String>,
+    /// The namespace of the ConfigMap carina-tombstones.
+    #[arg(long, env = "NAMESPACE", default_value = "kube-system")]
+    pub namespace: String,
 }
 
 /// The controller: places volumes and waits for the agents to make them.

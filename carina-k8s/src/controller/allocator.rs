@@ -5,7 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carina_core::{
-    Bytes, DeviceGroup, Error, GroupName, GroupSelector, Medium, Result, Room, VolumeCost, VolumeRequest, VolumeType,
+    Bytes, DeviceGroup, Error, GroupName, GroupSelector, Medium, Result, Room, VolumeCost, VolumeName, VolumeRequest,
+    VolumeType,
 };
 use carina_sched::{
     Claim, GroupReport, Ledger, NODE_LABEL, Placed, PlacedClaim, PodId, PodRequest, Reservation, Strategy, Topology,
@@ -136,6 +137,20 @@ impl Allocator {
         }
         room.smallest = smallest.unwrap_or_default();
         room
+    }
+
+    /// The kinds of volumes that the groups of a node take, as it reported them.
+    #[must_use]
+    pub fn kinds(&self, node: &str) -> BTreeMap<String, VolumeType> {
+        let known = self.known();
+        let groups = known.reports.get(node).into_iter().flatten();
+        groups.map(|report| (report.group.name.to_string(), report.group.volume_type)).collect()
+    }
+
+    /// Whether a node's report says that it has a volume of this name.
+    #[must_use]
+    pub fn includes(&self, node: &str, name: &VolumeName) -> bool {
+        self.known().reports.get(node).is_some_and(|groups| groups.iter().any(|group| group.includes.contains(name)))
     }
 
     /// What the disks of a group are made of, where the node reported it.

@@ -9,7 +9,8 @@ use kube::{Api, Client, ResourceExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Allocator, Candidate, Change, ClusterVolumes, Mirror, node_storage_map, pages};
+use super::{Allocator, Candidate, Change, ClusterVolumes, Mirror, Upkeep, node_storage_map, pages};
+use crate::clock::Clock;
 use crate::event::Recorder;
 use crate::logic_volume::LogicVolume;
 use crate::node_storage::NodeStorageResource;
@@ -19,7 +20,8 @@ use crate::{settings, web};
 /// The name of the leader's lease.
 const LEASE: &str = "carina-controller";
 
-/// Runs the controller until `stop`. Every replica serves CSI; the leader alone writes the ConfigMap.
+/// Runs the controller until `stop`. Every replica serves CSI; the leader alone writes the ConfigMap and does
+/// the upkeep.
 ///
 /// # Errors
 /// If an address cannot be listened on.
@@ -33,19 +35,20 @@ pub async fn run(
     let metrics = web::listen(options.metrics_addr).await?;
     let config = settings::read(&options.config);
     let cluster = follow(client.clone(), config.strategy);
-    let allocator = Arc::clone(&cluster.allocator);
     let (volumes, nodes) = (Arc::clone(&cluster.volumes), Arc::clone(&cluster.nodes));
     let patience = Duration::from_secs(options.agent_timeout);
     let events = Recorder::new(client.clone(), "carina-controller", &options.pod_name);
-    let service = ClusterVolumes::new(client.clone(), Arc::clone(&volumes), cluster.allocator, events, patience);
+    let (allocator, chooser) = (Arc::clone(&cluster.allocator), Arc::clone(&cluster.allocator));
+    let service =
+        ClusterVolumes::new(client.clone(), Arc::clone(&volumes), cluster.allocator, events.clone(), patience);
 
     let mut tasks = cluster.tasks;
     let settings = watch::Sender::new(config);
-    let mut strategies = settings.subscribe();
+    let (mut strategies, followed) = (settings.subscribe(), settings.subscribe());
     tasks.spawn(settings::follow(options.config.clone(), settings, settings::logged));
     tasks.spawn(async move {
         while strategies.changed().await.is_ok() {
-            allocator.set_strategy(strategies.borrow_and_update().strategy);
+            chooser.set_strategy(strategies.borrow_and_update().strategy);
         }
     });
     let (shown, figures) = pages::router(Arc::clone(&volumes), Arc::clone(&nodes), ready.clone());
@@ -66,7 +69,24 @@ pub async fn run(
     let candidate = Candidate::new(client.clone(), &options.namespace, LEASE, &options.pod_name);
     let namespace = options.namespace.clone();
     tasks.spawn(async move {
-        candidate.run(|| node_storage_map::keep(client.clone(), namespace.clone(), Arc::clone(&nodes))).await;
+        let lead = || {
+            let (client, nodes, events) = (client.clone(), Arc::clone(&nodes), events.clone());
+            let upkeep = Upkeep::new(
+                client.clone(),
+                &namespace,
+                Arc::clone(&volumes),
+                Arc::clone(&nodes),
+                Arc::clone(&allocator),
+                followed.clone(),
+                Clock::system(),
+                events,
+            );
+            let map = node_storage_map::keep(client, namespace.clone(), nodes);
+            async move {
+                tokio::join!(map, upkeep.run());
+            }
+        };
+        candidate.run(lead).await;
     });
     let served = driver.serve(options.csi_address.listen()?, stop).await;
     ready.set(false);

@@ -10,7 +10,9 @@ use kube::Client;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::{Publisher, Volumes, kubelet, labels, pages, storage, telling};
+use super::orphans::{Orphans, Place};
+use super::{Publisher, Volumes, cluster_id, kubelet, labels, pages, storage, telling};
+use crate::clock::Clock;
 use crate::event::Recorder;
 use crate::options::NodeOptions;
 use crate::{settings, web};
@@ -31,6 +33,8 @@ pub async fn run(
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
     let config = settings::read(&options.config);
+    let cluster = cluster_id::find(options.cluster_id.as_deref(), &client).await;
+    let options = NodeOptions { cluster_id: cluster.clone(), ..options };
     let backends = storage::backends(&options, &config)?;
     let placement = Arc::new(OneMachine::new(config.strategy));
     // Ports are taken first, and say "not ready" until recovery is done.
@@ -51,14 +55,14 @@ pub async fn run(
     });
 
     let mounter = storage::mounter(&options, &engine);
-    let driver = Driver::new().node(options.node_name.clone(), Arc::new(engine.clone()), mounter);
+    let driver = Driver::new().node(options.node_name.clone(), Arc::new(engine.clone()), Arc::clone(&mounter));
     let csi = tokio::spawn(driver.serve(options.csi_address.listen()?, until_stopped(stopped.clone())));
 
     let (pages, figures) = pages::router(engine.clone(), node.clone(), ready.clone());
     tasks.spawn(web::serve(http, pages));
     tasks.spawn(web::serve(metrics, figures));
     let settings = watch::Sender::new(config);
-    let (mut strategies, grouped_by) = (settings.subscribe(), settings.subscribe());
+    let (mut strategies, grouped_by, judged_by) = (settings.subscribe(), settings.subscribe(), settings.subscribe());
     tasks.spawn(async move {
         while strategies.changed().await.is_ok() {
             placement.set_strategy(strategies.borrow_and_update().strategy);
@@ -73,10 +77,15 @@ pub async fn run(
     let publisher =
         Publisher::new(client.clone(), &node, engine.clone(), recovery, events.clone(), Arc::clone(&changed));
     kubelet::keep_told(&options, &publisher.seen(), &mut tasks)?;
-    tasks.spawn(publisher.run());
+    let found = watch::Sender::new(Vec::new());
+    tasks.spawn(publisher.with_orphans(found.subscribe()).run());
     let told = telling::tell(engine.clone(), client.clone(), node.clone(), events.clone(), Arc::clone(&changed));
     tasks.spawn(told);
-    let volumes = Volumes::new(client, &node, engine.clone(), events, changed);
+    let volumes = Volumes::new(client.clone(), &node, engine.clone(), events.clone(), Arc::clone(&changed));
+    let place = Place { node: node.clone(), cluster, namespace: options.namespace.clone(), clock: Clock::system() };
+    let watched = volumes.watched_in();
+    let orphans = Orphans::new(&client, place, engine.clone(), mounter, watched, judged_by, events, found, changed);
+    tasks.spawn(orphans.run());
     let volumes = tokio::spawn(volumes.run(until_stopped(stopped)));
     ready.set(true);
     tracing::info!(node, "ready");

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use super::telling;
 use crate::condition::{Finding, conditions};
 use crate::event::{NEEDS_A_PERSON, Recorder, Regarding};
-use crate::node_storage::{NodeStorageResource, NodeStorageSpec, NodeStorageStatus};
+use crate::node_storage::{NodeStorageResource, NodeStorageSpec, NodeStorageStatus, OrphanFigures, OrphanState};
 
 /// How long changes are gathered before they are written.
 const GATHER: Duration = Duration::from_millis(250);
@@ -25,6 +25,8 @@ const AFTER_ERROR: Duration = Duration::from_secs(2);
 
 /// The condition that says whether start-up recovery left something for a person.
 const RECOVERED: &str = "Recovered";
+/// The condition that is false while there are orphans on the disks.
+const NO_ORPHANS: &str = "NoOrphans";
 
 /// The publisher of one node.
 pub struct Publisher {
@@ -36,6 +38,7 @@ pub struct Publisher {
     events: Recorder,
     changed: Arc<Notify>,
     seen: watch::Sender<NodeStorageStatus>,
+    orphans: Option<watch::Receiver<Vec<OrphanFigures>>>,
 }
 
 impl Publisher {
@@ -51,13 +54,19 @@ impl Publisher {
     ) -> Self {
         let (api, nodes) = (Api::all(client.clone()), Api::all(client));
         let seen = watch::Sender::default();
-        Self { node: node.into(), engine, recovery, api, nodes, events, changed, seen }
+        Self { node: node.into(), engine, recovery, api, nodes, events, changed, seen, orphans: None }
     }
 
     /// What the node was last seen to have, whether or not it could be published; nothing at first.
     #[must_use]
     pub fn seen(&self) -> watch::Receiver<NodeStorageStatus> {
         self.seen.subscribe()
+    }
+
+    /// The same with what the search for orphans finds.
+    #[must_use]
+    pub fn with_orphans(self, found: watch::Receiver<Vec<OrphanFigures>>) -> Self {
+        Self { orphans: Some(found), ..self }
     }
 
     /// Publishes until it is dropped. The object is left as it is then: a restart of the agent changes
@@ -98,11 +107,13 @@ impl Publisher {
         }
         let Some(object) = published.as_ref() else { return Ok(()) };
         let before = object.status.clone().unwrap_or_default();
+        let orphans = self.orphans.as_ref().map(|found| found.borrow().clone()).unwrap_or_default();
         let mut findings = telling::findings(&self.engine.standing());
         findings.push(self.recovered());
+        findings.extend(orphaned(&orphans));
         let now = Timestamp::now();
         let conditions = conditions(&before.conditions, &findings, object.metadata.generation, now);
-        let status = NodeStorageStatus { conditions, ..status };
+        let status = NodeStorageStatus { conditions, orphans, ..status };
         if object.status.is_some() && before.says_the_same(&status) {
             return Ok(());
         }
@@ -147,6 +158,22 @@ impl Publisher {
             Finding::bad(RECOVERED, "NeedsAPerson", self.recovery.for_a_person.join("; "))
         }
     }
+}
+
+/// What there is to say of orphans; nothing where there are none.
+fn orphaned(orphans: &[OrphanFigures]) -> Option<Finding> {
+    let of = |state| orphans.iter().filter(|orphan| orphan.state == state).collect::<Vec<_>>();
+    let (waiting, quarantined) = (of(OrphanState::NeedsConfirmation), of(OrphanState::Quarantined));
+    let first = waiting.first().or(quarantined.first())?;
+    let reason = if waiting.is_empty() { "InQuarantine" } else { "NeedsConfirmation" };
+    let message = format!(
+        "{} volumes on the disks are in nobody's name ({} of them in quarantine), see status.orphans. {}: {}",
+        orphans.len(),
+        quarantined.len(),
+        first.id,
+        first.message
+    );
+    Some(Finding::bad(NO_ORPHANS, reason, message))
 }
 
 /// Why the figures were not published.

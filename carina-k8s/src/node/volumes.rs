@@ -8,10 +8,11 @@ use futures::{Future, StreamExt, stream};
 use jiff::Timestamp;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::runtime::controller::{Action, Controller};
+use kube::runtime::reflector::Store;
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::decide::{Decision, Found, decide};
 use super::verdict::Verdict;
@@ -39,6 +40,8 @@ pub struct Volumes {
     api: Api<LogicVolume>,
     events: Recorder,
     changed: Arc<Notify>,
+    /// The objects as they are watched, once they are.
+    store: watch::Sender<Option<Store<LogicVolume>>>,
 }
 
 impl Volumes {
@@ -51,7 +54,21 @@ impl Volumes {
         events: Recorder,
         changed: Arc<Notify>,
     ) -> Self {
-        Self { engine, api: Api::all(client.clone()), events, client, node: node.into(), changed }
+        Self {
+            engine,
+            api: Api::all(client.clone()),
+            events,
+            client,
+            node: node.into(),
+            changed,
+            store: watch::Sender::new(None),
+        }
+    }
+
+    /// Where the LogicVolumes of this node can be looked up, once they are watched.
+    #[must_use]
+    pub fn watched_in(&self) -> watch::Receiver<Option<Store<LogicVolume>>> {
+        self.store.subscribe()
     }
 
     /// Reconciles until `stop` is ready, then lets what was begun end. While the API server is away it
@@ -72,7 +89,9 @@ impl Volumes {
                 }
             }
         });
-        Controller::new(api, watched)
+        let controller = Controller::new(api, watched);
+        self.store.send_replace(Some(controller.store()));
+        controller
             .reconcile_all_on(heard)
             .graceful_shutdown_on(stop)
             .run(

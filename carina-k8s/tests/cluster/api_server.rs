@@ -69,6 +69,8 @@ struct State {
     rules: VecDeque<Rule>,
     requests: Vec<Asked>,
     down: bool,
+    /// Kinds whose definitions are deleted.
+    undefined: BTreeSet<String>,
 }
 
 /// The server. Clones share its objects.
@@ -136,6 +138,35 @@ impl ApiServer {
         }
     }
 
+    /// Deletes the definition of a kind with all its objects, whatever finalizers they have, or puts the
+    /// definition back without them.
+    pub fn define(&self, resource: &str, defined: bool) {
+        let mut state = self.lock();
+        if defined {
+            state.undefined.remove(resource);
+        } else {
+            state.undefined.insert(resource.to_owned());
+            let all = state.objects.get(resource).cloned().unwrap_or_default();
+            for (key, object) in all {
+                state.remove(resource, &key, object);
+            }
+        }
+        let version = state.version;
+        drop(state);
+        self.newest.send_replace(version);
+        self.cut_watches();
+    }
+
+    /// Puts an object there as somebody else would, its status included.
+    pub fn put(&self, resource: &str, key: &str, object: Value) {
+        let mut state = self.lock();
+        let before = state.objects.get(resource).and_then(|all| all.get(key)).cloned();
+        state.store(resource, key, before, object);
+        let version = state.version;
+        drop(state);
+        self.newest.send_replace(version);
+    }
+
     /// How many requests there were since the last call, as `METHOD path`.
     pub fn take_requests(&self) -> Vec<String> {
         let asked = std::mem::take(&mut self.lock().requests);
@@ -186,6 +217,10 @@ impl ApiServer {
         let Some(target) = Target::parse(&path) else {
             return Ok(failure(404, "NotFound", &format!("there is no {path}")));
         };
+        if self.lock().undefined.contains(&target.resource) {
+            let body = http_body_util::Full::new(Bytes::from_static(b"404 page not found\n"));
+            return Ok(Response::builder().status(404).body(BodyExt::boxed(body)).expect("a response"));
+        }
         let reply = if parts.method == Method::GET && query.get("watch").is_some_and(|w| w == "true" || w == "1") {
             self.watch(&target, &query)
         } else {

@@ -14,7 +14,7 @@ use kube::core::GroupVersionKind;
 use kube::{Client, Config, discovery};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::agent_program::free_address;
 use crate::manifests::objects;
@@ -26,7 +26,8 @@ const ADMIN: &str = "admin";
 pub struct ControlPlane {
     address: String,
     flags: Vec<String>,
-    // The server goes first.
+    controller_manager: Option<Program>,
+    // The server goes before its store.
     api_server: Option<Program>,
     etcd: Option<Program>,
     folder: tempfile::TempDir,
@@ -40,7 +41,8 @@ impl ControlPlane {
     pub async fn start() -> Self {
         let (client, peer, address) = (free_address(), free_address(), free_address());
         let folder = tempfile::tempdir().unwrap();
-        let mut plane = Self { api_server: None, etcd: None, flags: Vec::new(), address, folder };
+        let mut plane =
+            Self { controller_manager: None, api_server: None, etcd: None, flags: Vec::new(), address, folder };
         let etcd = format!("http://{client}");
         let path = |name: &str| plane.folder.path().join(name).display().to_string();
         std::fs::write(path("tokens.csv"), format!("{ADMIN},{ADMIN},{ADMIN},\"system:masters\"\n")).unwrap();
@@ -98,6 +100,36 @@ impl ControlPlane {
             plane.until_served(&path).await;
         }
         plane
+    }
+
+    /// Starts kube-controller-manager with these controllers, if it is there too; whether it is.
+    pub fn start_controller_manager(&mut self, controllers: &[&str]) -> bool {
+        if !assets().join("kube-controller-manager").exists() {
+            return false;
+        }
+        let file = self.folder.path().join("kubeconfig");
+        let server = format!("https://{}", self.address);
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": {"server": server, "insecure-skip-tls-verify": true}}],
+            "users": [{"name": "u", "user": {"token": ADMIN}}],
+        });
+        std::fs::write(&file, config.to_string()).unwrap();
+        let port = free_address().rsplit(':').next().unwrap().to_owned();
+        let file = file.display();
+        let flags = [
+            format!("--kubeconfig={file}"),
+            format!("--authentication-kubeconfig={file}"),
+            format!("--authorization-kubeconfig={file}"),
+            "--bind-address=127.0.0.1".to_owned(),
+            format!("--secure-port={port}"),
+            format!("--cert-dir={}", self.folder.path().join("manager").display()),
+            "--leader-elect=false".to_owned(),
+            format!("--controllers={}", controllers.join(",")),
+        ];
+        self.controller_manager = Some(self.run("kube-controller-manager", &flags));
+        true
     }
 
     /// A client that may do everything.

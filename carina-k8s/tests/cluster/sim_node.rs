@@ -1,18 +1,34 @@
 //! A simulated node with its agent, which can be stopped, crashed and started again over the same disks.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use carina_core::sim::{SimBackend, SimDisk, SimNode};
 use carina_core::{
     Bytes, Engine, GroupName, Medium, MostRoom, PlanStep, PlannedDisk, Retry, VolumeBackend, VolumeType,
 };
+use carina_csi::MemoryMounter;
+use carina_k8s::clock::Clock;
 use carina_k8s::event::Recorder;
+use carina_k8s::node::orphans::{Orphans, Place};
 use carina_k8s::node::{Publisher, Volumes, tell};
-use tokio::sync::{Notify, oneshot};
+use jiff::Timestamp;
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::server::Server;
+
+/// The id of the cluster that volumes are made for.
+pub const CLUSTER: &str = "cluster-1";
+
+/// A clock that goes with tokio's, so that days pass at once. It begins at a time of its own.
+pub fn clock() -> Clock {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = *START.get_or_init(Instant::now);
+    let epoch = Timestamp::from_second(1_800_000_000).unwrap();
+    Clock::of(move || epoch + Instant::now().saturating_duration_since(start))
+}
 
 /// A node: its disks, and its agent while one runs.
 pub struct Node {
@@ -28,6 +44,7 @@ struct Agent {
     volumes: JoinHandle<()>,
     publisher: JoinHandle<()>,
     told: JoinHandle<()>,
+    orphans: JoinHandle<()>,
 }
 
 impl Node {
@@ -56,14 +73,27 @@ impl Node {
     }
 
     pub async fn start(&mut self) {
-        let backend: Arc<dyn VolumeBackend> = Arc::new(SimBackend::new(Arc::clone(&self.disks)));
+        let backend = SimBackend::new(Arc::clone(&self.disks)).for_cluster(Some(CLUSTER.to_owned()));
+        let backend: Arc<dyn VolumeBackend> = Arc::new(backend);
         let (engine, recovery) = Engine::start(vec![backend], Arc::new(MostRoom), Retry::default()).await.unwrap();
         let (client, changed) = (self.client.clone(), Arc::new(Notify::new()));
         let events = Recorder::new(client.clone(), "carina-node", &self.name);
         let publisher =
             Publisher::new(client.clone(), &self.name, engine.clone(), recovery, events.clone(), Arc::clone(&changed));
         let told = tell(engine.clone(), client.clone(), self.name.clone(), events.clone(), Arc::clone(&changed));
-        let volumes = Volumes::new(client, &self.name, engine.clone(), events, changed);
+        let found = watch::Sender::new(Vec::new());
+        let publisher = publisher.with_orphans(found.subscribe());
+        let volumes = Volumes::new(client.clone(), &self.name, engine.clone(), events.clone(), Arc::clone(&changed));
+        let place = Place {
+            node: self.name.clone(),
+            cluster: Some(CLUSTER.to_owned()),
+            namespace: "kube-system".to_owned(),
+            clock: clock(),
+        };
+        let mounter = Arc::new(MemoryMounter::new(Arc::new(engine.clone())));
+        let config = watch::Sender::new(crate::orphans::config()).subscribe();
+        let watched = volumes.watched_in();
+        let orphans = Orphans::new(&client, place, engine.clone(), mounter, watched, config, events, found, changed);
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async { stopped.await.unwrap_or_default() };
         self.agent = Some(Agent {
@@ -72,6 +102,7 @@ impl Node {
             volumes: tokio::spawn(volumes.run(stopped)),
             publisher: tokio::spawn(publisher.run()),
             told: tokio::spawn(told),
+            orphans: tokio::spawn(orphans.run()),
         });
     }
 
@@ -80,6 +111,7 @@ impl Node {
         let Some(agent) = self.agent.take() else { return };
         agent.publisher.abort();
         agent.told.abort();
+        agent.orphans.abort();
         let _ = agent.stop.send(());
         agent.volumes.await.unwrap();
         agent.engine.idle().await;
@@ -90,6 +122,7 @@ impl Node {
         let Some(agent) = self.agent.take() else { return };
         agent.publisher.abort();
         agent.told.abort();
+        agent.orphans.abort();
         agent.volumes.abort();
         let _ = agent.volumes.await;
     }
@@ -111,6 +144,7 @@ impl Drop for Node {
         if let Some(agent) = self.agent.take() {
             agent.publisher.abort();
             agent.told.abort();
+            agent.orphans.abort();
             agent.volumes.abort();
         }
     }

@@ -1,0 +1,813 @@
+//! The steps of the upkeep, carried out. Each write carries the uid and the version of what it was decided
+//! on, so that it is refused where somebody was quicker; the next look decides anew then.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use carina_core::config::Config;
+use carina_core::{
+    Bytes, ClaimName, ClassParameters, GroupName, GroupSelector, SizeRange, VolumeId, VolumeRequest, VolumeType,
+};
+use carina_csi::TOPOLOGY_KEY;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::decide::{LEAVING, LOST, REBUILDING, Rebuilding, Step};
+use super::replacement::{others, replacement};
+use super::{OUT_OF_SERVICE, carried_name, is_ready, name_of};
+use crate::asked;
+use crate::clock::Clock;
+use crate::controller::{Allocator, Mirror};
+use crate::event::{
+    NODE_DELETED, ORPHAN_RELEASED, ORPHANED, REBUILD_CANCELLED, REBUILD_REFUSED, REBUILD_STARTED, REBUILD_WAITS,
+    REBUILT, RESTORED, Recorder, Regarding,
+};
+use crate::failure::{NODE_LOST, QUARANTINED};
+use crate::logic_volume::{
+    BOUND, DELETE_STORAGE, FINALIZER, LogicVolume, MACHINE_ID, NODE_UID, REBUILT_FROM, RECLAIM_POLICY, REPLACEMENT,
+    object_name,
+};
+use crate::node::orphans::signature;
+use crate::node_storage::CONFIRM_ORPHANS;
+use crate::persistent_volume::{self, Ours, RETAIN};
+use crate::tombstone::{Tombstone, Tombstones};
+
+/// On a claim or a PersistentVolume: `"true"` lets a volume of a lost node be made again, empty, although
+/// it is to be retained or its claim is a pod's own; `"false"` forbids it for any.
+pub(super) const CONSENT: &str = "carina.storage.io/rebuild-lost-volume";
+/// On a pod or a class, or among a class's parameters: whether volumes of a node that is only not ready
+/// move too. The second is what it was called once.
+const MIGRATE: [&str; 2] =
+    ["carina.storage.io/allow-pod-migration-if-node-notready", "carina.io/rebuild-node-notready"];
+
+/// What carries the steps out.
+pub(super) struct Acting {
+    volumes: Api<LogicVolume>,
+    persistent: Api<PersistentVolume>,
+    nodes: Api<Node>,
+    classes: Api<StorageClass>,
+    client: Client,
+    seen: Arc<Mirror<LogicVolume>>,
+    seen_persistent: Arc<Mirror<PersistentVolume>>,
+    seen_nodes: Arc<Mirror<Node>>,
+    allocator: Arc<Allocator>,
+    buried: Tombstones,
+    clock: Clock,
+    events: Recorder,
+    /// What was refused or had to wait, and was told so; asked again at the next look for orphans.
+    told: HashSet<(String, &'static str)>,
+}
+
+impl Acting {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        client: &Client,
+        namespace: &str,
+        seen: Arc<Mirror<LogicVolume>>,
+        seen_persistent: Arc<Mirror<PersistentVolume>>,
+        seen_nodes: Arc<Mirror<Node>>,
+        allocator: Arc<Allocator>,
+        clock: Clock,
+        events: Recorder,
+    ) -> Self {
+        Self {
+            volumes: Api::all(client.clone()),
+            persistent: Api::all(client.clone()),
+            nodes: Api::all(client.clone()),
+            classes: Api::all(client.clone()),
+            buried: Tombstones::new(client.clone(), namespace),
+            client: client.clone(),
+            seen,
+            seen_persistent,
+            seen_nodes,
+            allocator,
+            clock,
+            events,
+            told: HashSet::new(),
+        }
+    }
+
+    pub(super) async fn tombstones(&self) -> Result<Vec<Tombstone>, kube::Error> {
+        self.buried.all().await
+    }
+
+    /// What had to wait is tried again.
+    pub(super) fn ask_again(&mut self) {
+        self.told.clear();
+    }
+
+    /// Carries one step out.
+    pub(super) async fn act(
+        &mut self,
+        volume: Option<&LogicVolume>,
+        pv: Option<&PersistentVolume>,
+        step: &Step,
+        tombstones: &mut Vec<Tombstone>,
+        config: &Config,
+    ) -> Result<(), kube::Error> {
+        let ours = pv.and_then(Ours::of);
+        match (step, volume, ours) {
+            (Step::Record(seen), Some(volume), _) => self.annotate(volume, json!(seen)).await,
+            (Step::Restore, None, Some(pv)) => self.restore(pv).await,
+            (Step::Quarantine, Some(volume), _) => self.quarantine(volume, config).await,
+            (Step::Release, Some(volume), pv) => {
+                let who = pv.map(|pv| pv.object.name_any()).unwrap_or_default();
+                self.conditions(volume, QUARANTINED, None, false).await?;
+                let note = format!("the volume leaves quarantine: PersistentVolume {who} speaks for it");
+                self.events.normal(Regarding::volume_and_claim(volume), ORPHAN_RELEASED, note);
+                Ok(())
+            }
+            (Step::Expire, Some(volume), _) => self.expire(volume).await,
+            (Step::TellLost(until), Some(volume), _) => self.tell_lost(volume, *until, config).await,
+            (Step::TellReturned, Some(volume), _) => self.conditions(volume, NODE_LOST, None, true).await.map(drop),
+            (Step::Bury, Some(volume), _) => self.bury(volume, tombstones).await,
+            (Step::Announce, Some(volume), Some(pv)) => self.announce(volume, pv).await,
+            (Step::Cancel, volume, Some(pv)) => {
+                // As stored now: nothing was placed meanwhile.
+                if volume.is_none() && self.is_placed(pv).await? {
+                    return Ok(());
+                }
+                self.annotate_pv(pv.object, json!({ REBUILDING: null })).await?;
+                let node = pv.node().unwrap_or_default();
+                let note = format!("node {node} is back: its volume is not made again elsewhere");
+                let about = volume.map(Regarding::object).into_iter().chain(claim_of(pv));
+                self.events.normal(about, REBUILD_CANCELLED, note);
+                Ok(())
+            }
+            (Step::Unhold, Some(volume), _) => self.unhold(volume).await,
+            (Step::LetGo, Some(volume), _) => self.let_go(volume).await,
+            (Step::Place, None, Some(pv)) => self.place(pv).await,
+            (Step::Withdraw, Some(volume), _) => self.withdraw(volume).await,
+            (Step::Prepare, Some(volume), Some(pv)) => {
+                let lost = volume.annotation(REBUILT_FROM).unwrap_or_default();
+                let new = replacement(pv.object, &volume.spec.node_name, &volume.spec.device_group, lost);
+                let text = serde_json::to_string(&new).map_err(kube::Error::SerdeError)?;
+                self.annotate(volume, json!({ REPLACEMENT: text })).await
+            }
+            (Step::DeletePersistentVolume, Some(_), Some(pv)) => self.delete_pv(pv.object).await,
+            (Step::FreePersistentVolume, Some(volume), Some(pv)) => self.free_pv(volume, pv.object).await,
+            (Step::CreatePersistentVolume, Some(volume), _) => self.create_pv(volume).await,
+            (Step::Finish, Some(volume), _) => {
+                self.annotate(volume, json!({ REPLACEMENT: null })).await?;
+                let note = format!(
+                    "the volume of node {} was made again, empty, on node {}",
+                    volume.annotation(REBUILT_FROM).unwrap_or_default(),
+                    volume.spec.node_name
+                );
+                self.events.normal(Regarding::volume_and_claim(volume), REBUILT, note);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says of a LogicVolume that it is one of too many.
+    pub(super) async fn report(&self, volume: Option<&LogicVolume>, waiting: &[String]) -> Result<(), kube::Error> {
+        let Some(volume) = volume else { return Ok(()) };
+        let message = format!(
+            "{} LogicVolumes of node {node} lost their PersistentVolumes at once, so nothing is done about them. Make the \
+             PersistentVolumes again to keep them; to let these go into quarantine and then be removed: kubectl annotate \
+             --overwrite nsr {node} {CONFIRM_ORPHANS}={}",
+            waiting.len(),
+            signature(waiting),
+            node = volume.spec.node_name,
+        );
+        if self.conditions(volume, QUARANTINED, Some(("False", "NeedsConfirmation", message.clone())), false).await? {
+            self.events.warning([Regarding::object(volume)], ORPHANED, message);
+        }
+        Ok(())
+    }
+
+    async fn annotate(&self, volume: &LogicVolume, annotations: Value) -> Result<(), kube::Error> {
+        let written = patch(&self.volumes, volume, json!({ "metadata": { "annotations": annotations } })).await?;
+        self.take(written);
+        Ok(())
+    }
+
+    async fn annotate_pv(&self, pv: &PersistentVolume, annotations: Value) -> Result<(), kube::Error> {
+        let written = patch(&self.persistent, pv, json!({ "metadata": { "annotations": annotations } })).await?;
+        if let Some(written) = written {
+            self.seen_persistent.put(written);
+        }
+        Ok(())
+    }
+
+    fn take(&self, written: Option<LogicVolume>) {
+        if let Some(written) = written {
+            self.seen.put(written);
+        }
+    }
+
+    /// Sets or takes away one condition, as of now; for people who list volumes, also as the message.
+    /// Whether it was written.
+    async fn conditions(
+        &self,
+        volume: &LogicVolume,
+        about: &str,
+        says: Option<(&str, &str, String)>,
+        message: bool,
+    ) -> Result<bool, kube::Error> {
+        let status = volume.status.clone().unwrap_or_default();
+        let old = status.conditions.iter().find(|condition| condition.type_ == about);
+        let mut all: Vec<Condition> = status.conditions.iter().filter(|c| c.type_ != about).cloned().collect();
+        let mut shown = None;
+        if let Some((word, reason, text)) = says {
+            if old.is_some_and(|old| old.status == word && old.reason == reason && old.message == text) {
+                return Ok(false);
+            }
+            let since = old.filter(|old| old.status == word).map(|old| old.last_transition_time.clone());
+            shown = Some(text.clone());
+            all.push(Condition {
+                type_: about.to_owned(),
+                status: word.to_owned(),
+                reason: reason.to_owned(),
+                message: text,
+                last_transition_time: since.unwrap_or_else(|| Time(self.clock.now())),
+                observed_generation: volume.metadata.generation,
+            });
+        }
+        let mut patch = json!({
+            "metadata": { "uid": volume.metadata.uid, "resourceVersion": volume.metadata.resource_version },
+            "status": { "conditions": all },
+        });
+        if message {
+            patch["status"]["message"] = json!(shown);
+        }
+        let written =
+            self.volumes.patch_status(&volume.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await;
+        let written = unless_changed(written)?;
+        let changed = written.is_some();
+        self.take(written);
+        Ok(changed)
+    }
+
+    async fn quarantine(&self, volume: &LogicVolume, config: &Config) -> Result<(), kube::Error> {
+        let Some(volume) = self.confirmed_orphan(volume).await? else { return Ok(()) };
+        let until = self.clock.now() + config.orphan_grace_period;
+        let message = format!(
+            "no PersistentVolume speaks for the volume any more; it is removed with its data after {until}. To keep it, make \
+             its PersistentVolume again (volumeHandle {}), or annotate this object with {RECLAIM_POLICY}={RETAIN}",
+            volume.volume_id().map(|id| id.to_string()).unwrap_or_default()
+        );
+        self.conditions(&volume, QUARANTINED, Some(("True", "NoPersistentVolume", message.clone())), false).await?;
+        tracing::warn!(volume = %volume.name_any(), "{message}");
+        self.events.warning(Regarding::volume_and_claim(&volume), ORPHANED, message);
+        Ok(())
+    }
+
+    /// The LogicVolume as it is stored now, if it is still the same and no PersistentVolume that is stored
+    /// now speaks for it.
+    async fn confirmed_orphan(&self, volume: &LogicVolume) -> Result<Option<LogicVolume>, kube::Error> {
+        let there = asked::one(&self.volumes, &volume.name_any()).await?;
+        let Some(there) = there.filter(|there| there.metadata.uid == volume.metadata.uid) else { return Ok(None) };
+        let (id, name) = (there.volume_id(), there.volume_name().ok());
+        let mut spoken_for = false;
+        asked::every(&self.persistent, |pv| {
+            spoken_for |= Ours::of(&pv).is_some_and(|pv| pv.stands_for(id.as_ref(), name.as_ref()));
+        })
+        .await?;
+        Ok((!spoken_for).then_some(there))
+    }
+
+    /// Marks the storage for deletion and deletes the object: its node removes both.
+    async fn expire(&self, volume: &LogicVolume) -> Result<(), kube::Error> {
+        let Some(volume) = self.confirmed_orphan(volume).await? else { return Ok(()) };
+        let note =
+            format!("no PersistentVolume speaks for the volume, so it is removed from node {}", volume.spec.node_name);
+        tracing::warn!(volume = %volume.name_any(), "{note}");
+        self.events.normal(Regarding::volume_and_claim(&volume), crate::event::ORPHAN_REMOVED, note);
+        self.mark_and_delete(&volume).await
+    }
+
+    async fn mark_and_delete(&self, volume: &LogicVolume) -> Result<(), kube::Error> {
+        let mark = json!({ "metadata": { "annotations": { DELETE_STORAGE: volume.metadata.uid } } });
+        if let Some(marked) = patch(&self.volumes, volume, mark).await? {
+            let marked = self.seen.put(marked);
+            delete(&self.volumes, &*marked).await?;
+        }
+        Ok(())
+    }
+
+    async fn tell_lost(
+        &self,
+        volume: &LogicVolume,
+        until: Option<Timestamp>,
+        config: &Config,
+    ) -> Result<(), kube::Error> {
+        let node = &volume.spec.node_name;
+        let (reason, message) = match until {
+            Some(until) if config.rebuild_lost_volumes => (
+                LEAVING,
+                format!(
+                    "node {node} was deleted from the cluster; unless it returns before {until}, the volume is made again, \
+                     empty, on another node"
+                ),
+            ),
+            Some(until) => (LEAVING, format!("node {node} was deleted from the cluster; it is given up at {until}")),
+            None => (
+                LOST,
+                format!(
+                    "node {node} was deleted from the cluster, and the volume with it; it is not made again by itself. \
+                     Delete the claim and make it again, or annotate the claim with {CONSENT}=true to have the volume made \
+                     again, empty, on another node"
+                ),
+            ),
+        };
+        self.conditions(volume, NODE_LOST, Some(("True", reason, message.clone())), true).await?;
+        self.events.warning(Regarding::volume_and_claim(volume), NODE_DELETED, message);
+        Ok(())
+    }
+
+    /// Writes the tombstone of a volume's node, that it had this volume.
+    async fn bury(&self, volume: &LogicVolume, tombstones: &mut Vec<Tombstone>) -> Result<(), kube::Error> {
+        let uid = volume.annotation(NODE_UID).unwrap_or_default().to_owned();
+        let id = volume.volume_id().map_or_else(|| carried_name(volume), |id| id.to_string());
+        let tombstone = Tombstone {
+            node: volume.spec.node_name.clone(),
+            uid,
+            machine_id: volume.annotation(MACHINE_ID).map(str::to_owned),
+            at: self.clock.now(),
+            volumes: BTreeSet::from([id]),
+        };
+        self.buried.set(&tombstone).await?;
+        tombstones.push(tombstone);
+        Ok(())
+    }
+
+    /// Begins to make a volume again, if it is allowed.
+    async fn announce(&mut self, volume: &LogicVolume, pv: Ours<'_>) -> Result<(), kube::Error> {
+        if self.told.contains(&(volume.name_any(), REBUILD_REFUSED)) {
+            return Ok(());
+        }
+        // As stored now: the node, and the claim.
+        let node = asked::one(&self.nodes, &volume.spec.node_name).await?;
+        let fenced = match &node {
+            None => false,
+            Some(node) if super::is_shut_down(node) => true,
+            Some(_) => return Ok(()),
+        };
+        if fenced && !self.may_migrate(volume, pv).await? {
+            // Nobody asked for it, so there is nothing to tell.
+            self.told.insert((volume.name_any(), REBUILD_REFUSED));
+            return Ok(());
+        }
+        let refused = match self.claim(pv).await? {
+            None => Some("its claim is gone".to_owned()),
+            Some(claim) => refusal(&claim, pv),
+        };
+        if let Some(why) = refused {
+            self.told.insert((volume.name_any(), REBUILD_REFUSED));
+            let message = format!(
+                "node {} is lost and the volume is not made again: {why}. Delete the claim and make it again, or annotate it \
+                 with {CONSENT}=true",
+                volume.spec.node_name
+            );
+            self.conditions(volume, NODE_LOST, Some(("True", LOST, message.clone())), true).await?;
+            self.events.warning(Regarding::volume_and_claim(volume), REBUILD_REFUSED, message);
+            return Ok(());
+        }
+        let Some(request) = asked_for(volume) else {
+            tracing::warn!(volume = %volume.name_any(), "its spec makes no sense, so it is not made again");
+            return Ok(());
+        };
+        let uid = volume.annotation(NODE_UID).unwrap_or_default().to_owned();
+        let rebuilding = Rebuilding { node: volume.spec.node_name.clone(), uid, request };
+        let text = serde_json::to_string(&rebuilding).map_err(kube::Error::SerdeError)?;
+        self.annotate_pv(pv.object, json!({ REBUILDING: text })).await?;
+        let note = format!(
+            "node {} is lost{}; the volume is made again, empty, on another node",
+            volume.spec.node_name,
+            if fenced { format!(" (not ready, and tainted {OUT_OF_SERVICE})") } else { String::new() }
+        );
+        tracing::warn!(volume = %volume.name_any(), "{note}");
+        self.events.warning(Regarding::volume_and_claim(volume), REBUILD_STARTED, note);
+        Ok(())
+    }
+
+    /// The claim of a PersistentVolume, as it is stored now, if it is still the same.
+    async fn claim(&self, pv: Ours<'_>) -> Result<Option<PersistentVolumeClaim>, kube::Error> {
+        let Some(claim) = pv.claim() else { return Ok(None) };
+        let (Some(namespace), Some(name)) = (&claim.namespace, &claim.name) else { return Ok(None) };
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
+        let there = asked::one(&api, name).await?;
+        Ok(there.filter(|there| there.metadata.uid == claim.uid && there.metadata.deletion_timestamp.is_none()))
+    }
+
+    async fn class(&self, pv: Ours<'_>) -> Result<Option<StorageClass>, kube::Error> {
+        let name = pv.object.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref());
+        match name.filter(|name| !name.is_empty()) {
+            Some(name) => asked::one(&self.classes, name).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Whether the class of a volume, or a pod that uses it, asks that it moves while its node is not ready.
+    async fn may_migrate(&self, volume: &LogicVolume, pv: Ours<'_>) -> Result<bool, kube::Error> {
+        let says = |map: Option<&BTreeMap<String, String>>| {
+            MIGRATE.iter().any(|key| map.and_then(|map| map.get(*key)).is_some_and(|value| value != "false"))
+        };
+        if let Some(class) = self.class(pv).await?
+            && (says(class.metadata.annotations.as_ref()) || says(class.parameters.as_ref()))
+        {
+            return Ok(true);
+        }
+        let pods = self.pods(pv).await?;
+        let there =
+            |pod: &&Pod| pod.spec.as_ref().is_some_and(|s| s.node_name.as_deref() == Some(&volume.spec.node_name));
+        Ok(pods.iter().filter(there).any(|pod| says(pod.metadata.annotations.as_ref())))
+    }
+
+    /// The pods that use the claim of a PersistentVolume.
+    async fn pods(&self, pv: Ours<'_>) -> Result<Vec<Pod>, kube::Error> {
+        let Some(claim) = pv.claim() else { return Ok(Vec::new()) };
+        let (Some(namespace), Some(name)) = (&claim.namespace, &claim.name) else { return Ok(Vec::new()) };
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let mut pods = Vec::new();
+        asked::every(&api, |pod: Pod| {
+            if claims(&pod).any(|used| used == name) {
+                pods.push(pod);
+            }
+        })
+        .await?;
+        Ok(pods)
+    }
+
+    /// Deletes a LogicVolume whose node is given up, and takes the finalizer off.
+    async fn let_go(&self, volume: &LogicVolume) -> Result<(), kube::Error> {
+        let node = asked::one(&self.nodes, &volume.spec.node_name).await?;
+        if node.is_some_and(|node| !super::is_shut_down(&node)) {
+            return Ok(());
+        }
+        if volume.metadata.deletion_timestamp.is_none() {
+            // The rest follows when the deletion has been seen.
+            return delete(&self.volumes, volume).await;
+        }
+        self.unhold(volume).await
+    }
+
+    /// Takes our finalizer off a deleted LogicVolume.
+    async fn unhold(&self, volume: &LogicVolume) -> Result<(), kube::Error> {
+        let left: Vec<&String> = volume.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
+        let written = patch(&self.volumes, volume, json!({ "metadata": { "finalizers": left } })).await?;
+        if let Some(written) = written.filter(|written| written.metadata.deletion_timestamp.is_none()) {
+            self.seen.put(written);
+        }
+        Ok(())
+    }
+
+    /// Whether there is a LogicVolume by now for what is made again.
+    async fn is_placed(&self, pv: Ours<'_>) -> Result<bool, kube::Error> {
+        match Rebuilding::of(pv) {
+            Some(rebuilding) => Ok(asked::one(&self.volumes, &object_name(&rebuilding.request.name)).await?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// Makes a LogicVolume for a volume that is made again, on a node where it may be.
+    async fn place(&mut self, pv: Ours<'_>) -> Result<(), kube::Error> {
+        let Some(rebuilding) = Rebuilding::of(pv) else { return Ok(()) };
+        let name = pv.object.name_any();
+        // What had to wait is tried again at the next look for orphans.
+        if self.told.contains(&(name.clone(), REBUILD_WAITS)) {
+            return Ok(());
+        }
+        // As stored now: there is none yet, and it is still to be made.
+        let taken = self.is_placed(pv).await?;
+        let there = asked::one(&self.persistent, &name).await?;
+        if taken || there.is_none_or(|there| there.metadata.resource_version != pv.object.metadata.resource_version) {
+            return Ok(());
+        }
+        let nodes = self.candidates(pv, &rebuilding).await?;
+        let request = VolumeRequest { nodes, ..rebuilding.request.clone() };
+        let nowhere = request.nodes.is_empty();
+        let placed = if nowhere {
+            Err("no node is left that it may go to".to_owned())
+        } else {
+            self.allocator.place(&request).map_err(|error| error.to_string())
+        };
+        let (node, group) = match placed {
+            Ok(placed) => placed,
+            Err(why) => {
+                if self.told.insert((name, REBUILD_WAITS)) {
+                    let note =
+                        format!("node {} is lost and its volume waits for room elsewhere: {why}", rebuilding.node);
+                    let about = [Regarding::object(pv.object)].into_iter().chain(claim_of(pv));
+                    self.events.warning(about, REBUILD_WAITS, note);
+                }
+                return Ok(());
+            }
+        };
+        let mut object = LogicVolume::for_request(&request, &node, &group);
+        let from = format!("{}/{}", rebuilding.node, rebuilding.uid);
+        object.annotations_mut().insert(REBUILT_FROM.to_owned(), from);
+        match self.volumes.create(&PostParams::default(), &object).await {
+            Ok(made) => {
+                self.seen.put(made);
+                Ok(())
+            }
+            Err(error) => {
+                self.allocator.release(request.name.as_str());
+                if conflicts(&error) { Ok(()) } else { Err(error) }
+            }
+        }
+    }
+
+    /// The nodes that a volume may be made again on.
+    async fn candidates(&self, pv: Ours<'_>, rebuilding: &Rebuilding) -> Result<Vec<String>, kube::Error> {
+        let allowed = self.class(pv).await?.map(|class| allowed_nodes(&class)).unwrap_or_default();
+        // A pod has to have all its volumes on one node.
+        let pods = self.pods(pv).await?;
+        let namespace = pv.claim().and_then(|claim| claim.namespace.clone());
+        let own = pv.claim().and_then(|claim| claim.name.clone());
+        let mut beside: BTreeSet<String> = BTreeSet::new();
+        let others: BTreeSet<&str> =
+            pods.iter().flat_map(claims).filter(|used| Some(*used) != own.as_deref()).collect();
+        for other in self.seen_persistent.all() {
+            let Some(other) = Ours::of(&other) else { continue };
+            let claim = other.claim().filter(|claim| claim.namespace == namespace);
+            if !claim.is_some_and(|claim| claim.name.as_deref().is_some_and(|name| others.contains(name))) {
+                continue;
+            }
+            // Where its own volume is being made again, that is where; where it isn't yet, it follows.
+            let placed = name_of(other).and_then(|name| self.seen.get(&name));
+            let at = match Rebuilding::of(other) {
+                Some(_) => placed.filter(|v| v.annotation(REBUILT_FROM).is_some()).map(|v| v.spec.node_name.clone()),
+                None => other.node().map(str::to_owned),
+            };
+            beside.extend(at.filter(|at| self.seen_nodes.get(at).is_some()));
+        }
+        let fits = |node: &Arc<Node>| {
+            let name = node.name_any();
+            name != rebuilding.node
+                && is_ready(node)
+                && node.spec.as_ref().and_then(|spec| spec.unschedulable) != Some(true)
+                && (allowed.is_empty() || allowed.contains(&name))
+                && (beside.is_empty() || beside.contains(&name))
+                // An old copy of it would be taken for it.
+                && !self.allocator.includes(&name, &rebuilding.request.name)
+        };
+        let mut nodes: Vec<String> =
+            self.seen_nodes.all().iter().filter(|node| fits(node)).map(|n| n.name_any()).collect();
+        nodes.sort();
+        Ok(nodes)
+    }
+
+    /// What was placed could not be made there: it goes, so that it is placed again.
+    async fn withdraw(&mut self, volume: &LogicVolume) -> Result<(), kube::Error> {
+        // Once every ten minutes: what failed just now would fail again.
+        if !self.told.insert((volume.name_any(), REBUILD_WAITS)) {
+            return Ok(());
+        }
+        let said = volume.status.as_ref().and_then(|status| status.message.clone()).unwrap_or_default();
+        let note = format!("the volume could not be made again on node {}: {said}", volume.spec.node_name);
+        self.events.warning(Regarding::volume_and_claim(volume), REBUILD_WAITS, note);
+        self.mark_and_delete(volume).await
+    }
+
+    async fn delete_pv(&self, pv: &PersistentVolume) -> Result<(), kube::Error> {
+        delete(&self.persistent, pv).await
+    }
+
+    async fn free_pv(&mut self, volume: &LogicVolume, pv: &PersistentVolume) -> Result<(), kube::Error> {
+        let others = others(pv);
+        if others.len() < pv.finalizers().len() {
+            let written = patch(&self.persistent, pv, json!({ "metadata": { "finalizers": others } })).await?;
+            if let Some(written) = written.filter(|_| !others.is_empty()) {
+                self.seen_persistent.put(written);
+            }
+        }
+        if !others.is_empty() && self.told.insert((volume.name_any(), REBUILD_WAITS)) {
+            let note = format!(
+                "PersistentVolume {} is to be made again for node {}, and finalizers of others keep the old one: {}",
+                pv.name_any(),
+                volume.spec.node_name,
+                others.join(", ")
+            );
+            self.events.warning(Regarding::volume_and_claim(volume), REBUILD_WAITS, note);
+        }
+        Ok(())
+    }
+
+    async fn create_pv(&mut self, volume: &LogicVolume) -> Result<(), kube::Error> {
+        let text = volume.annotation(REPLACEMENT).unwrap_or_default();
+        let new: PersistentVolume = serde_json::from_str(text).map_err(kube::Error::SerdeError)?;
+        let Some(ours) = Ours::of(&new) else { return Ok(()) };
+        if asked::one(&self.persistent, &new.name_any()).await?.is_some() {
+            return Ok(());
+        }
+        if self.claim(ours).await?.is_none() {
+            // The claim went meanwhile, and with it whoever would use the volume.
+            return self.mark_and_delete(volume).await;
+        }
+        match self.persistent.create(&PostParams::default(), &new).await {
+            Ok(made) => {
+                self.seen_persistent.put(made);
+                Ok(())
+            }
+            Err(error) if conflicts(&error) => Ok(()),
+            Err(error) => {
+                if self.told.insert((volume.name_any(), REBUILD_WAITS)) {
+                    let note = format!("PersistentVolume {} could not be made again: {error}", new.name_any());
+                    self.events.warning(Regarding::volume_and_claim(volume), REBUILD_WAITS, note);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a LogicVolume again for a PersistentVolume that has none.
+    async fn restore(&mut self, pv: Ours<'_>) -> Result<(), kube::Error> {
+        let handle = pv.handle();
+        let cannot = |why: &str| format!("no LogicVolume stands for its volume {handle}, and none can be made: {why}");
+        let (mut taken, id) = (false, handle.parse::<VolumeId>());
+        let name = id.as_ref().ok().and_then(|id| id.suffix()?.parse().ok());
+        asked::every(&self.volumes, |volume| {
+            let by_name = name.as_ref().is_some_and(|name| volume.volume_name().as_ref() == Ok(name));
+            taken |= by_name || id.is_ok() && volume.volume_id().as_ref() == id.as_ref().ok();
+        })
+        .await?;
+        let there = asked::one(&self.persistent, &pv.object.name_any()).await?;
+        let same = there
+            .as_ref()
+            .and_then(Ours::of)
+            .filter(|there| there.object.metadata.uid == pv.object.metadata.uid && !there.is_leaving());
+        let Some(pv) = same.filter(|_| !taken) else { return Ok(()) };
+        let made = match (name, pv.node()) {
+            (Some(name), Some(node)) => {
+                let class = self.class(pv).await?;
+                again(pv, name, node, class.as_ref(), &self.seen_kinds(node))
+            }
+            (None, _) => Err("its volumeHandle is none of Carina's".to_owned()),
+            (_, None) => Err("it doesn't say on which node the volume is".to_owned()),
+        };
+        let made = match made {
+            Ok(made) => made,
+            Err(why) => {
+                self.tell_once(pv, &cannot(&why));
+                return Ok(());
+            }
+        };
+        match self.volumes.create(&PostParams::default(), &made).await {
+            Ok(made) => {
+                let note = format!(
+                    "LogicVolume {} was made again from PersistentVolume {}",
+                    made.name_any(),
+                    pv.object.name_any()
+                );
+                tracing::warn!("{note}");
+                self.events.warning([Regarding::object(&made), Regarding::object(pv.object)], RESTORED, note);
+                self.seen.put(made);
+                Ok(())
+            }
+            Err(error) if conflicts(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The kinds of the groups of a node, as it reports them.
+    fn seen_kinds(&self, node: &str) -> BTreeMap<String, VolumeType> {
+        self.allocator.kinds(node)
+    }
+
+    fn tell_once(&mut self, pv: Ours<'_>, note: &str) {
+        if self.told.insert((pv.object.name_any(), RESTORED)) {
+            tracing::warn!("PersistentVolume {}: {note}", pv.object.name_any());
+            self.events.warning([Regarding::object(pv.object)], RESTORED, note);
+        }
+    }
+}
+
+/// What a volume was asked to be, for one that takes its place.
+fn asked_for(volume: &LogicVolume) -> Option<VolumeRequest> {
+    let mut request = volume.request().ok()?;
+    let has = volume.status.as_ref().and_then(|s| s.current_size.as_ref()?.bytes().ok()).unwrap_or_default();
+    let required = request.size.required().max(has);
+    request.size = SizeRange::at_least(required).ok()?;
+    request.claim = Some(ClaimName { namespace: volume.spec.name_space.clone(), name: volume.spec.pvc.clone() });
+    Some(request)
+}
+
+/// Why a volume may not be made again without anybody's word, if it may not.
+fn refusal(claim: &PersistentVolumeClaim, pv: Ours<'_>) -> Option<String> {
+    let word = claim.annotations().get(CONSENT).map(String::as_str).or_else(|| pv.annotation(CONSENT));
+    let of_a_pod = claim.owner_references().iter().any(|owner| owner.kind == "Pod");
+    match word {
+        Some("true") => None,
+        Some(_) => Some(format!("its annotation {CONSENT} forbids it")),
+        None if pv.reclaim_policy() == RETAIN => {
+            Some("it is to be retained (persistentVolumeReclaimPolicy)".to_owned())
+        }
+        None if of_a_pod => Some("its claim is a pod's own and goes with the pod".to_owned()),
+        None => None,
+    }
+}
+
+/// The LogicVolume for a PersistentVolume, with the mark of one that was bound: its node makes nothing for
+/// it, and only takes up what is there.
+fn again(
+    pv: Ours<'_>,
+    name: carina_core::VolumeName,
+    node: &str,
+    class: Option<&StorageClass>,
+    kinds: &BTreeMap<String, VolumeType>,
+) -> Result<LogicVolume, String> {
+    let capacity = pv.object.spec.as_ref().and_then(|spec| spec.capacity.as_ref()?.get("storage").cloned());
+    let size: Bytes = capacity.and_then(|q| q.0.parse().ok()).ok_or("it has no capacity")?;
+    let size = SizeRange::at_least(size).map_err(|error| error.to_string())?;
+    let written =
+        pv.group().ok_or("it doesn't say in which group the volume is (carina.storage.io/disk-group-name)")?;
+    let parameters = class.and_then(|class| class.parameters.as_ref());
+    let parameters = parameters.map(|map| map.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    let parameters = parameters.and_then(|all| ClassParameters::parse(all).ok());
+    // The Go Carina names a raw group with its disk.
+    let group: GroupName =
+        written.split('/').next().unwrap_or_default().parse().map_err(|_| format!("\"{written}\" is no group"))?;
+    let kind = if pv.attribute(persistent_volume::VOLUME_TYPE) == Some("raw") || written.contains('/') {
+        VolumeType::Raw
+    } else {
+        kinds
+            .get(group.as_str())
+            .copied()
+            .or_else(|| parameters.as_ref().map(|p| p.volume_type))
+            .unwrap_or(VolumeType::Lvm)
+    };
+    let claim = pv.claim().map(|claim| ClaimName {
+        namespace: claim.namespace.clone().unwrap_or_default(),
+        name: claim.name.clone().unwrap_or_default(),
+    });
+    let request = VolumeRequest {
+        volume_type: kind,
+        group: GroupSelector::Named(group.clone()),
+        exclusive: pv.attribute(persistent_volume::EXCLUSIVE) == Some("true")
+            || kind == VolumeType::Raw && parameters.as_ref().is_some_and(|p| p.exclusive),
+        wipe: parameters.as_ref().map(|p| p.wipe).unwrap_or_default(),
+        claim,
+        ..VolumeRequest::new(name, size)
+    };
+    let mut object = LogicVolume::for_request(&request, node, &group);
+    object.spec.device_group = written;
+    let annotations = object.annotations_mut();
+    annotations.insert(BOUND.to_owned(), pv.object.name_any());
+    annotations.insert(RECLAIM_POLICY.to_owned(), pv.reclaim_policy().to_owned());
+    Ok(object)
+}
+
+/// The nodes that a class allows, where it names nodes.
+fn allowed_nodes(class: &StorageClass) -> Vec<String> {
+    let terms = class.allowed_topologies.iter().flatten();
+    let expressions = terms.flat_map(|term| term.match_label_expressions.iter().flatten());
+    expressions.filter(|e| e.key == TOPOLOGY_KEY).flat_map(|e| e.values.iter().cloned()).collect()
+}
+
+/// The names of the claims that a pod uses, those of its own included.
+fn claims(pod: &Pod) -> impl Iterator<Item = &str> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
+}
+
+fn claim_of(pv: Ours<'_>) -> Option<Regarding> {
+    pv.claim().map(Regarding::reference_to)
+}
+
+/// Changes an object if it is still as it was decided on; `None` if it isn't.
+async fn patch<K>(api: &Api<K>, object: &K, mut change: Value) -> Result<Option<K>, kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    change["metadata"]["uid"] = json!(object.meta().uid);
+    change["metadata"]["resourceVersion"] = json!(object.meta().resource_version);
+    unless_changed(api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&change)).await)
+}
+
+/// Deletes an object if it is still the one that was decided on.
+async fn delete<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let preconditions =
+        Preconditions { uid: object.meta().uid.clone(), resource_version: object.meta().resource_version.clone() };
+    unless_changed(api.delete(&object.name_any(), &DeleteParams::default().preconditions(preconditions)).await)
+        .map(drop)
+}
+
+/// What was written; `None` if the object is gone or another by now, which the watch tells.
+fn unless_changed<T>(written: Result<T, kube::Error>) -> Result<Option<T>, kube::Error> {
+    match written {
+        Ok(written) => Ok(Some(written)),
+        Err(error) if conflicts(&error) => Ok(None),
+        Err(kube::Error::Api(refused)) if refused.code == 404 => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn conflicts(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(refused) if refused.code == 409)
+}

@@ -1,0 +1,588 @@
+//! A model of the cluster around one claim: the steps are carried out on stored objects, write by write,
+//! between nodes that come and go, people who delete things, and views that are behind.
+
+use std::collections::BTreeMap;
+
+use carina_core::{Bytes, GroupName, GroupSelector, SizeRange, VolumeName, VolumeRequest};
+use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::decide::{REBUILDING, Rebuilding, Seen, Standing, Step, decide};
+use super::replacement::{others, replacement};
+use crate::failure::QUARANTINED;
+use crate::logic_volume::{
+    DELETE_STORAGE, FAILED, FINALIZER, LogicVolume, LogicVolumeStatus, REBUILT_FROM, REPLACEMENT, SUCCESS,
+};
+use crate::persistent_volume::Ours;
+use jiff::{SignedDuration, Timestamp};
+
+const NODES: [&str; 3] = ["n1", "n2", "n3"];
+const GRACE: SignedDuration = SignedDuration::from_hours(72);
+const LOST_AFTER: SignedDuration = SignedDuration::from_mins(10);
+
+#[derive(Debug, Clone)]
+struct Node {
+    /// The serial of its object, while it is there.
+    there: Option<u32>,
+    away_since: Timestamp,
+    /// Whether its agent runs.
+    agent: bool,
+    /// What is on its disks: the serial of each making, the newest last.
+    copy: Option<u32>,
+    quarantined: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone)]
+struct World {
+    now: Timestamp,
+    serial: u32,
+    nodes: BTreeMap<&'static str, Node>,
+    volume: Option<LogicVolume>,
+    persistent: Option<PersistentVolume>,
+    /// The claim is there.
+    claim: bool,
+    tombstones: Vec<(String, u32)>,
+    /// The data that the claim was last promised to have: lost only with its node.
+    data: u32,
+    /// Copies that were removed: which, and whether they might.
+    removed: Vec<(u32, bool)>,
+    /// What the leader saw last, for when it is behind.
+    view: (Option<LogicVolume>, Option<PersistentVolume>),
+}
+
+fn request() -> VolumeRequest {
+    let name: VolumeName = "pvc-1".parse().unwrap();
+    VolumeRequest {
+        group: GroupSelector::Named(GroupName::ssd()),
+        ..VolumeRequest::new(name, SizeRange::at_least(Bytes::gib(10)).unwrap())
+    }
+}
+
+fn persistent(node: &str) -> PersistentVolume {
+    serde_json::from_value(json!({
+        "metadata": {"name": "pvc-1", "finalizers": ["external-provisioner.volume.kubernetes.io/finalizer",
+                     "kubernetes.io/pv-protection"]},
+        "spec": {"persistentVolumeReclaimPolicy": "Delete", "capacity": {"storage": "10Gi"},
+                 "claimRef": {"namespace": "db", "name": "data", "uid": "claim"},
+                 "csi": {"driver": "carina.storage.io", "volumeHandle": "volume-pvc-1",
+                         "volumeAttributes": {"carina.storage.io/disk-group-name": "carina-vg-ssd"}},
+                 "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                     {"key": "topology.carina.storage.io/node", "operator": "In", "values": [node]}]}]}}},
+        "status": {"phase": "Bound"},
+    }))
+    .unwrap()
+}
+
+/// What happens next.
+#[derive(Debug, Clone)]
+enum Happens {
+    /// The leader looks (for orphans too), on a fresh view or a late one.
+    Leader {
+        orphans: bool,
+        fresh: bool,
+    },
+    Agent(usize),
+    NodeGoes(usize),
+    NodeReturns(usize),
+    ClaimGoes,
+    /// Somebody deletes the LogicVolume; by force, finalizer and all.
+    VolumeDeleted {
+        force: bool,
+    },
+    PersistentVolumeDeletedByForce,
+    Provisioner,
+    Time(i64),
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let node = |i| Node { there: Some(i), away_since: now, agent: true, copy: None, quarantined: None };
+        let mut world = Self {
+            now,
+            serial: 10,
+            nodes: NODES.into_iter().zip((0..3).map(node)).collect(),
+            volume: None,
+            persistent: None,
+            claim: true,
+            tombstones: Vec::new(),
+            data: 0,
+            removed: Vec::new(),
+            view: (None, None),
+        };
+        let object = LogicVolume::for_request(&request(), "n1", &GroupName::ssd());
+        world.create(object);
+        world.agent("n1");
+        world.persistent = Some(world.stored_pv(persistent("n1")));
+        world.data = world.nodes["n1"].copy.unwrap();
+        for _ in 0..3 {
+            world.leader(true, true);
+        }
+        world
+    }
+
+    fn next(&mut self) -> u32 {
+        self.serial += 1;
+        self.serial
+    }
+
+    fn create(&mut self, mut object: LogicVolume) {
+        if self.volume.is_none() {
+            object.metadata.uid = Some(format!("lv-{}", self.next()));
+            object.metadata.generation = Some(1);
+            self.store(object);
+        }
+    }
+
+    /// Stores an object with a new version; it is gone if it is deleted and nothing holds it.
+    fn store(&mut self, mut object: LogicVolume) {
+        object.metadata.resource_version = Some(self.next().to_string());
+        let held = object.metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty());
+        self.volume = (object.metadata.deletion_timestamp.is_none() || held).then_some(object);
+    }
+
+    fn stored_pv(&mut self, mut pv: PersistentVolume) -> PersistentVolume {
+        let serial = self.next();
+        pv.metadata.uid.get_or_insert(format!("pv-{serial}"));
+        pv.metadata.resource_version = Some(serial.to_string());
+        pv
+    }
+
+    fn store_pv(&mut self, pv: PersistentVolume) {
+        let pv = self.stored_pv(pv);
+        let held = pv.metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty());
+        self.persistent = (pv.metadata.deletion_timestamp.is_none() || held).then_some(pv);
+    }
+
+    fn delete_volume(&mut self) {
+        if let Some(mut volume) = self.volume.clone() {
+            volume.metadata.deletion_timestamp.get_or_insert(Time(self.now));
+            self.store(volume);
+        }
+    }
+
+    fn annotate(&mut self, key: &str, value: Option<String>) {
+        if let Some(mut volume) = self.volume.clone() {
+            match value {
+                Some(value) => volume.annotations_mut().insert(key.to_owned(), value),
+                None => volume.annotations_mut().remove(key),
+            };
+            self.store(volume);
+        }
+    }
+
+    fn standing(&self, node: &str) -> Standing {
+        let at = &self.nodes[node];
+        match at.there {
+            Some(uid) => Standing::There { uid: uid.to_string(), machine_id: format!("machine-{node}") },
+            None if at.away_since + LOST_AFTER <= self.now => Standing::Lost,
+            None => Standing::Leaving(at.away_since + LOST_AFTER),
+        }
+    }
+
+    /// One step of the leader: one write, refused if what it was decided on has changed since.
+    fn leader(&mut self, orphans: bool, fresh: bool) -> Step {
+        if fresh {
+            self.view = (self.volume.clone(), self.persistent.clone());
+        }
+        let (volume, pv) = self.view.clone();
+        let ours = pv.as_ref().and_then(Ours::of);
+        let place = volume.as_ref().map(|v| v.spec.node_name.clone()).or_else(|| Some(ours?.node()?.to_owned()));
+        let Some(place) = place else { return Step::Rest };
+        let copy = self.nodes[place.as_str()].copy.unwrap_or_default();
+        let seen = Seen {
+            volume: volume.as_ref(),
+            persistent: ours,
+            node: self.standing(&place),
+            buried: self.tombstones.iter().any(|(node, _)| *node == place),
+            rebuild: true,
+            now: self.now,
+            grace: GRACE,
+        };
+        let step = decide(&seen, orphans);
+        let version = |v: &Option<LogicVolume>| v.as_ref().and_then(|v| v.metadata.resource_version.clone());
+        let pv_version = |v: &Option<PersistentVolume>| v.as_ref().and_then(|v| v.metadata.resource_version.clone());
+        let same = version(&volume) == version(&self.volume);
+        let same_pv = pv_version(&pv) == pv_version(&self.persistent);
+        match (&step, volume, pv) {
+            (Step::Record(seen), ..) if same => {
+                for (key, value) in seen.clone() {
+                    self.annotate(key, Some(value));
+                }
+            }
+            // A live look before anything is made or goes.
+            (Step::Restore, None, Some(pv)) if self.volume.is_none() && same_pv => {
+                let ours = Ours::of(&pv).unwrap();
+                let mut object = LogicVolume::for_request(&request(), ours.node().unwrap(), &GroupName::ssd());
+                object.annotations_mut().insert(crate::logic_volume::BOUND.to_owned(), pv.name_any());
+                self.create(object);
+            }
+            (Step::Quarantine | Step::Expire, Some(_), _) if self.persistent.is_some() => {}
+            (Step::Quarantine, Some(mut volume), _) if same => {
+                volume.status.get_or_insert_default().conditions.push(Condition {
+                    type_: QUARANTINED.to_owned(),
+                    status: "True".to_owned(),
+                    reason: "NoPersistentVolume".to_owned(),
+                    message: String::new(),
+                    last_transition_time: Time(self.now),
+                    observed_generation: None,
+                });
+                self.store(volume);
+            }
+            (Step::Release, Some(mut volume), _) if same => {
+                volume.status.get_or_insert_default().conditions.retain(|c| c.type_ != QUARANTINED);
+                self.store(volume);
+            }
+            (Step::Expire | Step::Withdraw, Some(volume), _) if same => {
+                // Two writes; the second may not come.
+                if volume.may_delete_storage() {
+                    self.delete_volume();
+                } else {
+                    self.annotate(DELETE_STORAGE, volume.metadata.uid.clone());
+                    if !self.serial.is_multiple_of(3) {
+                        self.delete_volume();
+                    }
+                }
+            }
+            (Step::TellLost(_), Some(mut volume), _) if same => {
+                let lost = matches!(step, Step::TellLost(None));
+                let all = &mut volume.status.get_or_insert_default().conditions;
+                all.retain(|c| c.type_ != crate::failure::NODE_LOST);
+                all.push(Condition {
+                    type_: crate::failure::NODE_LOST.to_owned(),
+                    status: "True".to_owned(),
+                    reason: if lost { super::decide::LOST } else { super::decide::LEAVING }.to_owned(),
+                    message: String::new(),
+                    last_transition_time: Time(self.now),
+                    observed_generation: None,
+                });
+                self.store(volume);
+            }
+            (Step::TellReturned, Some(mut volume), _) if same => {
+                volume.status.get_or_insert_default().conditions.retain(|c| c.type_ != crate::failure::NODE_LOST);
+                self.store(volume);
+            }
+            (Step::Bury, ..) => self.tombstones.push((place, copy)),
+            // As stored now: the node is still gone.
+            (Step::Announce, Some(volume), Some(mut pv))
+                if same_pv && self.claim && self.nodes[place.as_str()].there.is_none() =>
+            {
+                let node = volume.spec.node_name;
+                let rebuilding = Rebuilding { node, uid: String::new(), request: request() };
+                let text = serde_json::to_string(&rebuilding).unwrap();
+                pv.annotations_mut().insert(REBUILDING.to_owned(), text);
+                self.store_pv(pv);
+            }
+            (Step::Cancel, volume, Some(mut pv)) if same_pv && volume.is_some() == self.volume.is_some() => {
+                pv.annotations_mut().remove(REBUILDING);
+                self.store_pv(pv);
+            }
+            (Step::LetGo, Some(mut volume), _) if same && self.nodes[place.as_str()].there.is_none() => {
+                if volume.metadata.deletion_timestamp.is_none() {
+                    self.delete_volume();
+                } else {
+                    volume.metadata.finalizers = None;
+                    self.store(volume);
+                }
+            }
+            (Step::Unhold, Some(mut volume), _) if same => {
+                volume.metadata.finalizers = None;
+                self.store(volume);
+            }
+            (Step::Place, None, Some(pv)) if self.volume.is_none() && same_pv => {
+                let lost = Rebuilding::of(Ours::of(&pv).unwrap()).unwrap().node;
+                let may = |(name, node): &(&&'static str, &Node)| {
+                    node.agent && node.there.is_some() && ***name != lost && node.copy.is_none()
+                };
+                if let Some((node, _)) = self.nodes.iter().find(may) {
+                    let mut object = LogicVolume::for_request(&request(), node, &GroupName::ssd());
+                    object.annotations_mut().insert(REBUILT_FROM.to_owned(), lost);
+                    self.create(object);
+                }
+            }
+            (Step::Prepare, Some(volume), Some(pv)) if same => {
+                let new = replacement(&pv, &volume.spec.node_name, "carina-vg-ssd", "lost");
+                self.annotate(REPLACEMENT, Some(serde_json::to_string(&new).unwrap()));
+            }
+            (Step::DeletePersistentVolume, _, Some(mut pv)) if same_pv => {
+                pv.metadata.deletion_timestamp = Some(Time(self.now));
+                self.store_pv(pv);
+            }
+            (Step::FreePersistentVolume, _, Some(mut pv)) if same_pv => {
+                pv.metadata.finalizers = Some(others(&pv));
+                self.store_pv(pv);
+            }
+            (Step::CreatePersistentVolume, Some(volume), _) if self.persistent.is_none() => {
+                if self.claim {
+                    let mut new: PersistentVolume =
+                        serde_json::from_str(volume.annotation(REPLACEMENT).unwrap()).unwrap();
+                    new.status.get_or_insert_default().phase = Some("Bound".to_owned());
+                    self.store_pv(new);
+                } else if same {
+                    self.annotate(DELETE_STORAGE, volume.metadata.uid.clone());
+                    self.delete_volume();
+                }
+            }
+            (Step::Finish, ..) if same => self.annotate(REPLACEMENT, None),
+            _ => {}
+        }
+        step
+    }
+
+    /// One step of a node's agent, by the agent's own decision.
+    fn agent(&mut self, name: &'static str) {
+        let node = self.nodes[name].clone();
+        if !node.agent {
+            return;
+        }
+        let speaks = self.volume.as_ref().is_some_and(|v| v.is_on(name));
+        let pv_speaks = self.persistent.as_ref().and_then(Ours::of).is_some_and(|pv| pv.node() == Some(name));
+        if !speaks {
+            // The search for orphans: into quarantine, out of it, and away at its end.
+            let Some(copy) = node.copy else { return };
+            let at = self.nodes.get_mut(name).unwrap();
+            match at.quarantined {
+                _ if pv_speaks => at.quarantined = None,
+                None => at.quarantined = Some(self.now),
+                Some(since) if since + GRACE <= self.now => {
+                    (at.copy, at.quarantined) = (None, None);
+                    self.removed.push((copy, true));
+                }
+                Some(_) => {}
+            }
+            return;
+        }
+        self.nodes.get_mut(name).unwrap().quarantined = None;
+        let Some(mut volume) = self.volume.clone().filter(|v| v.spec.node_name == name) else { return };
+        let held = volume.finalizers().iter().any(|f| f == FINALIZER);
+        match (volume.metadata.deletion_timestamp.is_some(), volume.may_delete_storage()) {
+            (true, true) => {
+                if let Some(copy) = node.copy {
+                    self.removed.push((copy, true));
+                }
+                self.nodes.get_mut(name).unwrap().copy = None;
+                volume.metadata.finalizers = None;
+                self.store(volume);
+            }
+            (true, false) if node.copy.is_none() && !volume.was_made() => {
+                volume.metadata.finalizers = None;
+                self.store(volume);
+            }
+            (true, false) | (false, true) => {}
+            (false, false) if !held => {
+                volume.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+                self.store(volume);
+            }
+            (false, false) => {
+                if node.copy.is_none() && !volume.was_made() {
+                    let made = self.next();
+                    self.nodes.get_mut(name).unwrap().copy = Some(made);
+                }
+                let there = self.nodes[name].copy.is_some();
+                let mut status = volume.status.clone().unwrap_or_default();
+                let before = status.clone();
+                if there {
+                    status = LogicVolumeStatus {
+                        status: Some(SUCCESS.to_owned()),
+                        volume_id: Some("volume-pvc-1".to_owned()),
+                        node_name: Some(name.to_owned()),
+                        observed_generation: volume.metadata.generation,
+                        ..status
+                    };
+                } else {
+                    status.status = Some(FAILED.to_owned());
+                }
+                if status != before {
+                    volume.status = Some(status);
+                    self.store(volume);
+                }
+            }
+        }
+    }
+
+    /// csi-provisioner, with the API server's deletion of what nothing holds.
+    fn provisioner(&mut self) {
+        let Some(pv) = self.persistent.clone() else { return };
+        if self.claim {
+            return;
+        }
+        let mut released = pv.clone();
+        released.status.get_or_insert_default().phase = Some("Released".to_owned());
+        if released != pv {
+            return self.store_pv(released);
+        }
+        // DeleteVolume.
+        match self.volume.clone() {
+            Some(volume) if volume.annotation(DELETE_STORAGE).is_none() => {
+                self.annotate(DELETE_STORAGE, volume.metadata.uid.clone());
+            }
+            Some(_) => self.delete_volume(),
+            None => self.persistent = None,
+        }
+    }
+
+    fn happen(&mut self, what: &Happens) {
+        match *what {
+            Happens::Leader { orphans, fresh } => drop(self.leader(orphans, fresh)),
+            Happens::Agent(n) => self.agent(NODES[n]),
+            Happens::NodeGoes(n) => {
+                let now = self.now;
+                let node = self.nodes.get_mut(NODES[n]).unwrap();
+                if node.there.take().is_some() {
+                    (node.away_since, node.agent) = (now, false);
+                }
+            }
+            Happens::NodeReturns(n) => {
+                let serial = self.next();
+                let node = self.nodes.get_mut(NODES[n]).unwrap();
+                node.there.get_or_insert(serial);
+                node.agent = true;
+            }
+            Happens::ClaimGoes => self.claim = false,
+            Happens::VolumeDeleted { force } => {
+                self.delete_volume();
+                if force && let Some(mut volume) = self.volume.clone() {
+                    volume.metadata.finalizers = None;
+                    self.store(volume);
+                }
+            }
+            Happens::PersistentVolumeDeletedByForce => self.persistent = None,
+            Happens::Provisioner => self.provisioner(),
+            Happens::Time(minutes) => self.now += SignedDuration::from_mins(minutes),
+        }
+    }
+
+    /// Lets everything run to its end: nothing more happens by itself.
+    fn settle(&mut self) {
+        for round in 0..400 {
+            self.leader(true, true);
+            for node in NODES {
+                self.agent(node);
+            }
+            self.provisioner();
+            if round % 20 == 19 {
+                self.now += SignedDuration::from_hours(10);
+            }
+        }
+    }
+
+    fn copies(&self) -> Vec<&'static str> {
+        self.nodes.iter().filter(|(_, n)| n.agent && n.copy.is_some()).map(|(name, _)| *name).collect()
+    }
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        10 => (any::<bool>(), any::<bool>()).prop_map(|(orphans, fresh)| Happens::Leader { orphans, fresh }),
+        8 => (0..3usize).prop_map(Happens::Agent),
+        2 => (0..3usize).prop_map(Happens::NodeGoes),
+        2 => (0..3usize).prop_map(Happens::NodeReturns),
+        2 => any::<bool>().prop_map(|force| Happens::VolumeDeleted { force }),
+        3 => prop_oneof![Just(1i64), Just(5), Just(11)].prop_map(Happens::Time),
+        2 => Just(Happens::Provisioner),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Whatever happens in whatever order, a claim ends with one volume on a node that is there, and its
+    /// PersistentVolume says so; data goes only with its node.
+    #[test]
+    fn a_claim_ends_with_one_volume_where_its_persistent_volume_says(
+        events in proptest::collection::vec(happens(), 0..60)
+    ) {
+        let mut world = World::new();
+        let mut lost = false;
+        for event in &events {
+            world.happen(event);
+            // From the moment on that its node is given up, the data may be another's.
+            lost |= world.nodes["n1"].there.is_none();
+        }
+        // In the end no node stays away, and the object that somebody deleted by hand is let go.
+        for n in 0..3 {
+            world.happen(&Happens::NodeReturns(n));
+        }
+        world.settle();
+        if world.volume.as_ref().is_some_and(|v| v.metadata.deletion_timestamp.is_some()) {
+            world.happen(&Happens::VolumeDeleted { force: true });
+            world.settle();
+        }
+        let volume = world.volume.clone().expect("a LogicVolume");
+        let pv = world.persistent.clone().expect("a PersistentVolume");
+        let at = Ours::of(&pv).unwrap().node().map(str::to_owned);
+        prop_assert_eq!(at.as_deref(), Some(volume.spec.node_name.as_str()));
+        prop_assert!(volume.is_success() && volume.annotation(REPLACEMENT).is_none(), "{:?}", volume.status);
+        prop_assert_eq!(world.copies(), [volume.spec.node_name.as_str()]);
+        prop_assert!(!pv.annotations().contains_key(REBUILDING));
+        prop_assert_eq!(pv.name_any(), "pvc-1");
+        prop_assert_eq!(pv.finalizers().len(), 2);
+        prop_assert_eq!(Ours::of(&pv).unwrap().claim().unwrap().uid.as_deref(), Some("claim"));
+        if !lost {
+            prop_assert_eq!(world.nodes["n1"].copy, Some(world.data), "the data is the same");
+            prop_assert!(world.removed.is_empty());
+        }
+    }
+
+    /// A claim that goes at any moment leaves nothing in the end, on any node.
+    #[test]
+    fn a_claim_that_goes_leaves_nothing(
+        before in proptest::collection::vec(happens(), 0..40),
+        after in proptest::collection::vec(happens(), 0..40),
+    ) {
+        let mut world = World::new();
+        for event in before.iter().chain([&Happens::ClaimGoes]).chain(&after) {
+            world.happen(event);
+        }
+        for n in 0..3 {
+            world.happen(&Happens::NodeReturns(n));
+        }
+        world.settle();
+        if world.volume.as_ref().is_some_and(|v| v.metadata.deletion_timestamp.is_some()) {
+            world.happen(&Happens::VolumeDeleted { force: true });
+            world.settle();
+        }
+        prop_assert!(world.persistent.is_none());
+        prop_assert!(world.volume.is_none(), "{:?}", world.volume);
+        prop_assert_eq!(world.copies(), Vec::<&str>::new());
+    }
+}
+
+#[test]
+fn somebody_who_deletes_the_persistent_volume_has_three_days_to_think_again() {
+    let mut world = World::new();
+    world.happen(&Happens::PersistentVolumeDeletedByForce);
+    for _ in 0..5 {
+        world.leader(true, true);
+        world.agent("n1");
+    }
+    world.now += SignedDuration::from_hours(71);
+    assert_eq!(world.leader(true, true), Step::Rest);
+    let pv = world.stored_pv(persistent("n1"));
+    world.persistent = Some(pv);
+    assert_eq!(world.leader(false, true), Step::Release);
+    world.settle();
+    assert_eq!((world.nodes["n1"].copy, world.removed.len()), (Some(world.data), 0));
+    world.persistent = None;
+    world.settle();
+    assert!(world.volume.is_none() && world.copies().is_empty());
+}
+
+#[test]
+fn a_volume_that_was_never_bound_or_is_to_be_retained_waits_for_ever() {
+    for retained in [false, true] {
+        let mut world = World::new();
+        if retained {
+            world.annotate(crate::logic_volume::RECLAIM_POLICY, Some("Retain".to_owned()));
+        } else {
+            world.annotate(crate::logic_volume::BOUND, None);
+        }
+        world.persistent = None;
+        world.settle();
+        assert_eq!(world.copies(), ["n1"]);
+        assert!(world.volume.is_some());
+    }
+}

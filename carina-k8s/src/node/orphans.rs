@@ -1,0 +1,347 @@
+//! The search for orphans: volumes on this node's disks that no LogicVolume speaks for.
+//!
+//! Every ten minutes the volumes are held against the LogicVolumes that are watched, which costs no
+//! request. Only what is missing there is asked for at the API server, and whatever cannot be asked for
+//! is no absence. The quarantine is recorded in the storage.
+
+mod judgement;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use carina_core::config::Config;
+use carina_core::{Engine, Error, Holding, VolumeId, VolumeService};
+use carina_csi::{MountedKind, Mounter};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume};
+use kube::runtime::reflector::Store;
+use kube::{Api, Client, ResourceExt};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use self::judgement::{SEEN_FOR, Sight, Verdict, Whose, judge, waiting};
+use crate::asked;
+use crate::clock::Clock;
+use crate::event::{ORPHAN_RELEASED, ORPHAN_REMOVED, ORPHANED, Recorder, Regarding};
+use crate::logic_volume::LogicVolume;
+use crate::node_storage::{CONFIRM_ORPHANS, NodeStorageResource, OrphanFigures, OrphanState};
+use crate::persistent_volume::Ours;
+use crate::tombstone::{Tombstone, Tombstones};
+
+pub(crate) use self::judgement::signature;
+
+/// How often the volumes are looked at.
+pub(crate) const EVERY: Duration = Duration::from_secs(600);
+
+/// What the search is for: the node and its cluster.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The node's name.
+    pub node: String,
+    /// The cluster's id; without one no volume is known to be this cluster's.
+    pub cluster: Option<String>,
+    /// Where the tombstones are kept.
+    pub namespace: String,
+    /// What time it is there.
+    pub clock: Clock,
+}
+
+/// The search of one node.
+pub struct Orphans {
+    place: Place,
+    engine: Engine,
+    mounter: Arc<dyn Mounter>,
+    volumes: Api<LogicVolume>,
+    persistent: Api<PersistentVolume>,
+    nodes: Api<Node>,
+    storage: Api<NodeStorageResource>,
+    tombstones: Tombstones,
+    watched: watch::Receiver<Option<Store<LogicVolume>>>,
+    config: watch::Receiver<Config>,
+    events: Recorder,
+    /// What was found last, to be published.
+    found: watch::Sender<Vec<OrphanFigures>>,
+    changed: Arc<Notify>,
+    /// Since when this run has seen a volume in quarantine.
+    seen: BTreeMap<VolumeId, Instant>,
+    told: BTreeMap<VolumeId, (OrphanState, String)>,
+}
+
+/// Who speaks for volumes, as the API server said just now.
+struct Cluster {
+    volumes: Vec<LogicVolume>,
+    /// The handles, names and nodes of the PersistentVolumes of this driver.
+    persistent: Vec<PersistentVolume>,
+    tombstones: Vec<Tombstone>,
+    machine_id: Option<String>,
+}
+
+/// Why a look ended early.
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error("the API server cannot be asked: {0}")]
+    Api(#[from] kube::Error),
+    #[error(transparent)]
+    Storage(#[from] Error),
+}
+
+impl Orphans {
+    /// A search over the volumes of an engine. `watched` is where the LogicVolumes of this node are
+    /// followed; `found` gets what is to be published, and `changed` is told then.
+    #[must_use]
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        client: &Client,
+        place: Place,
+        engine: Engine,
+        mounter: Arc<dyn Mounter>,
+        watched: watch::Receiver<Option<Store<LogicVolume>>>,
+        config: watch::Receiver<Config>,
+        events: Recorder,
+        found: watch::Sender<Vec<OrphanFigures>>,
+        changed: Arc<Notify>,
+    ) -> Self {
+        Self {
+            tombstones: Tombstones::new(client.clone(), &place.namespace),
+            place,
+            engine,
+            mounter,
+            volumes: Api::all(client.clone()),
+            persistent: Api::all(client.clone()),
+            nodes: Api::all(client.clone()),
+            storage: Api::all(client.clone()),
+            watched,
+            config,
+            events,
+            found,
+            changed,
+            seen: BTreeMap::new(),
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// Looks every ten minutes, until it is dropped.
+    pub async fn run(mut self) {
+        loop {
+            tokio::time::sleep(EVERY).await;
+            let Some(store) = self.watched.borrow().clone() else { continue };
+            // A watch that has never brought anything knows of no absence.
+            if tokio::time::timeout(EVERY, store.wait_until_ready()).await.is_err() {
+                continue;
+            }
+            if let Err(error) = self.look(&store).await {
+                tracing::warn!("orphaned volumes are left as they are for now: {error}");
+            }
+        }
+    }
+
+    async fn look(&mut self, store: &Store<LogicVolume>) -> Result<(), LookError> {
+        let known = store.state();
+        let node = self.place.node.clone();
+        let speaks = |held: &Holding| {
+            known.iter().any(|lv| lv.is_on(&node) && lv.stands_for(&held.volume.id, &held.volume.name))
+        };
+        // An ephemeral volume follows its pod, and never had an object.
+        let held = self.engine.holdings().await?.into_iter().filter(|held| held.volume.ephemeral.is_none());
+        let (kept, missing): (Vec<_>, Vec<_>) = held.partition(speaks);
+        for held in kept.iter().filter(|held| held.quarantined.is_some()) {
+            let why = "its LogicVolume is there again".to_owned();
+            self.carry_out(held, Verdict::Release(why)).await;
+        }
+        let mut figures = Vec::new();
+        if !missing.is_empty() {
+            let (mut verdicts, asked) = self.judged(&missing).await?;
+            if verdicts.contains(&Verdict::Remove) {
+                // Once more, at the moment of acting.
+                let (again, _) = self.judged(&missing).await?;
+                for (verdict, again) in verdicts.iter_mut().zip(again) {
+                    if *verdict == Verdict::Remove && again != Verdict::Remove {
+                        *verdict = again;
+                    }
+                }
+            }
+            for (held, verdict) in missing.iter().zip(verdicts) {
+                figures.extend(self.carry_out(held, verdict).await);
+            }
+            for orphan in figures.iter_mut().filter(|orphan| orphan.state == OrphanState::NeedsConfirmation) {
+                orphan.message = asked.as_ref().map_or_else(
+                    || orphan.message.clone(),
+                    |asked| {
+                        format!(
+                            "{}; to let these {} go into quarantine and then be removed: kubectl annotate --overwrite nsr \
+                             {node} {CONFIRM_ORPHANS}={}",
+                            orphan.message,
+                            asked.len(),
+                            signature(asked)
+                        )
+                    },
+                );
+            }
+        }
+        self.seen.retain(|id, _| figures.iter().any(|orphan| orphan.id == id.as_str()));
+        self.told.retain(|id, _| figures.iter().any(|orphan| orphan.id == id.as_str()));
+        for orphan in &figures {
+            self.tell(orphan);
+        }
+        if self.found.send_if_modified(|there| {
+            let changed = *there != figures;
+            *there = figures;
+            changed
+        }) {
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Judges volumes by what the API server and the kernel say now; also which of them wait for a person.
+    async fn judged(&mut self, missing: &[Holding]) -> Result<(Vec<Verdict>, Option<Vec<VolumeId>>), LookError> {
+        let cluster = self.ask().await?;
+        let mut sights = Vec::new();
+        for held in missing {
+            sights.push(self.sight(held, &cluster).await?);
+        }
+        let asked: Vec<VolumeId> = waiting(&sights).into_iter().cloned().collect();
+        let confirmed = if asked.is_empty() { String::new() } else { self.confirmed().await? };
+        let confirmed: Vec<&str> = confirmed.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
+        let now = u64::try_from(self.place.clock.now().as_second()).unwrap_or_default();
+        let grace = self.config.borrow().orphan_grace_period;
+        Ok((judge(&sights, now, grace, &confirmed), (!asked.is_empty()).then_some(asked)))
+    }
+
+    async fn ask(&self) -> Result<Cluster, kube::Error> {
+        let (mut volumes, mut persistent) = (Vec::new(), Vec::new());
+        asked::every(&self.volumes, |volume| volumes.push(volume)).await?;
+        asked::every(&self.persistent, |volume| {
+            if Ours::of(&volume).is_some() {
+                persistent.push(volume);
+            }
+        })
+        .await?;
+        let node = asked::one(&self.nodes, &self.place.node).await?;
+        let machine_id = node.and_then(|node| node.status?.node_info).map(|info| info.machine_id);
+        let machine_id = machine_id.filter(|id| !id.is_empty());
+        Ok(Cluster { volumes, persistent, tombstones: self.tombstones.all().await?, machine_id })
+    }
+
+    /// What a person has confirmed, on the object of this node's storage.
+    async fn confirmed(&self) -> Result<String, kube::Error> {
+        let object = asked::one(&self.storage, &self.place.node).await?;
+        Ok(object.and_then(|object| object.annotations().get(CONFIRM_ORPHANS).cloned()).unwrap_or_default())
+    }
+
+    async fn sight(&mut self, held: &Holding, cluster: &Cluster) -> Result<Sight, LookError> {
+        let (id, name, node) = (&held.volume.id, &held.volume.name, &self.place.node);
+        let object = cluster.volumes.iter().find(|lv| lv.is_on(node) && lv.stands_for(id, name));
+        let persistent = cluster.persistent.iter().filter_map(Ours::of).find(|pv| {
+            // One that doesn't say where its volume is may speak of this one.
+            pv.stands_for(Some(id), Some(name)) && pv.node().is_none_or(|at| at == node)
+        });
+        let spoken_for = object
+            .map(|object| format!("LogicVolume {} is there", object.name_any()))
+            .or_else(|| persistent.map(|pv| format!("PersistentVolume {} speaks for it", pv.object.name_any())));
+        let whose = match (&held.cluster, &self.place.cluster) {
+            (Some(theirs), Some(ours)) if theirs == ours => Whose::Ours,
+            (Some(theirs), Some(_)) => Whose::Another(theirs.clone()),
+            _ => Whose::Unknown,
+        };
+        let machine = cluster.machine_id.as_deref();
+        let old_copy = cluster.tombstones.iter().any(|t| t.covers(node, machine, id.as_str()));
+        let in_use = spoken_for.is_none() && self.in_use(held).await?;
+        let seen_for = match held.quarantined {
+            Some(_) => self.seen.entry(id.clone()).or_insert_with(Instant::now).elapsed(),
+            None => Duration::ZERO,
+        };
+        Ok(Sight { id: id.clone(), whose, quarantined: held.quarantined, spoken_for, in_use, old_copy, seen_for })
+    }
+
+    /// Whether the volume is open, mounted, or bound into a pod as a device.
+    async fn in_use(&self, held: &Holding) -> Result<bool, Error> {
+        if self.engine.in_use(&held.volume.id).await? {
+            return Ok(true);
+        }
+        let Some(device) = &held.volume.device else { return Ok(false) };
+        let Ok(number) = self.mounter.device_number(device).await else { return Ok(false) };
+        let mounts = self.mounter.mounts().await?;
+        let counts = |kind| matches!(kind, MountedKind::Filesystem | MountedKind::DeviceNode);
+        Ok(mounts.iter().any(|mount| mount.device == number && counts(mount.kind)))
+    }
+
+    /// Does what was judged; what there is to publish of it.
+    async fn carry_out(&self, held: &Holding, verdict: Verdict) -> Option<OrphanFigures> {
+        let id = &held.volume.id;
+        let now = u64::try_from(self.place.clock.now().as_second()).unwrap_or_default();
+        let grace = self.config.borrow().orphan_grace_period.as_secs();
+        let figures = |state, since: Option<u64>, message: String| {
+            let time = |at: u64| i64::try_from(at).ok().and_then(|at| Timestamp::from_second(at).ok());
+            OrphanFigures {
+                id: id.to_string(),
+                group: held.volume.group.to_string(),
+                size: held.volume.size.into(),
+                state,
+                since: since.and_then(time).map(|at| at.to_string()),
+                until: since.and_then(|since| time(since.saturating_add(grace))).map(|at| at.to_string()),
+                message,
+            }
+        };
+        let waits = "no LogicVolume and no PersistentVolume of this cluster speaks for it; it is removed after its \
+                     quarantine. To keep it, make its PersistentVolume or LogicVolume again";
+        match verdict {
+            Verdict::Keep(_) => None,
+            Verdict::Report(why) => Some(figures(OrphanState::NeedsConfirmation, None, why)),
+            Verdict::Wait(until) => {
+                Some(figures(OrphanState::Quarantined, Some(until.saturating_sub(grace)), waits.to_owned()))
+            }
+            Verdict::Quarantine => match self.engine.set_quarantine(id, Some(now)).await {
+                Ok(()) => Some(figures(OrphanState::Quarantined, Some(now), waits.to_owned())),
+                Err(error) => Some(figures(OrphanState::NeedsConfirmation, None, error.to_string())),
+            },
+            Verdict::Release(why) => {
+                match self.engine.set_quarantine(id, None).await {
+                    Ok(()) => {
+                        let note = format!("volume {id} leaves quarantine: {why}");
+                        tracing::info!("{note}");
+                        self.events.normal([Regarding::node(&self.place.node)], ORPHAN_RELEASED, note);
+                    }
+                    Err(error) => tracing::warn!(%id, "the end of its quarantine was not recorded: {error}"),
+                }
+                None
+            }
+            Verdict::Remove => match self.engine.delete(id).await {
+                Ok(()) => {
+                    let note = format!(
+                        "volume {id} ({} in {}) was removed: nobody spoke for it during its quarantine",
+                        held.volume.size, held.volume.group
+                    );
+                    tracing::warn!("{note}");
+                    self.events.normal([Regarding::node(&self.place.node)], ORPHAN_REMOVED, note);
+                    self.changed.notify_one();
+                    None
+                }
+                Err(error) => {
+                    let since = held.quarantined;
+                    Some(figures(OrphanState::Quarantined, since, format!("it could not be removed: {error}")))
+                }
+            },
+        }
+    }
+
+    /// Tells people once of each state that an orphan comes into.
+    fn tell(&mut self, orphan: &OrphanFigures) {
+        let Ok(id) = orphan.id.parse::<VolumeId>() else { return };
+        let news = (orphan.state, orphan.message.clone());
+        if self.told.get(&id) == Some(&news) {
+            return;
+        }
+        let note = match &orphan.until {
+            Some(until) => format!("volume {id} is in quarantine until {until}: {}", orphan.message),
+            None => format!("volume {id} is an orphan and is left alone: {}", orphan.message),
+        };
+        tracing::warn!("{note}");
+        self.events.warning([Regarding::node(&self.place.node)], ORPHANED, note);
+        self.told.insert(id, news);
+    }
+}
+
+// The agent looks more often than a quarantine may be short.
+const _: () = assert!(SEEN_FOR.as_secs() > EVERY.as_secs());

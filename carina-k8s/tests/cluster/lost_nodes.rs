@@ -1,0 +1,450 @@
+//! Nodes that leave the cluster: their volumes are made again elsewhere, or wait for somebody's word, and
+//! what returns with a node is kept apart.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use carina_core::config::Config;
+use carina_core::{Bytes, VolumeService};
+use carina_k8s::LogicVolume;
+use carina_k8s::condition::condition;
+use carina_k8s::controller::ClusterVolumes;
+use carina_k8s::controller::program::{Cluster, follow};
+use carina_k8s::event::Recorder;
+use carina_k8s::logic_volume::{BOUND, REBUILT_FROM, REPLACEMENT};
+use carina_k8s::node_storage::{NodeStorageResource, OrphanState};
+use carina_k8s::persistent_volume::Ours;
+use http::Method;
+use k8s_openapi::api::core::v1::{Node as NodeObject, PersistentVolume, PersistentVolumeClaim};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+
+use crate::api_server::{ApiServer, Fault};
+use crate::control_plane::ControlPlane;
+use crate::orphans::{LVS, Leader, bound, config, get, lvs, node_object, object, persistent, until_long};
+use crate::server::Server;
+use crate::sim_node::{Node, until};
+
+const PVS: &str = "persistentvolumes";
+
+/// Two nodes with their agents; the first has the volumes.
+async fn two_nodes(server: &ApiServer) -> [Node; 2] {
+    for (name, uid) in [("n1", "node-1"), ("n2", "node-2")] {
+        node_object(server, name, uid, true, false);
+    }
+    [Node::started(server, "n1").await, Node::started(server, "n2").await]
+}
+
+/// What deleting a node from the cluster does: its object goes, and what it owns; its agent can't run.
+async fn lose(server: &ApiServer, node: &mut Node) {
+    node.crash().await;
+    let nodes: Api<NodeObject> = Api::all(server.client());
+    nodes.delete(&node.name, &DeleteParams::default()).await.unwrap();
+    let storage: Api<NodeStorageResource> = Api::all(server.client());
+    // It may not have got to publish itself.
+    let _ = storage.delete(&node.name, &DeleteParams::default()).await;
+}
+
+fn pv(server: &ApiServer, name: &str) -> Option<Value> {
+    server.object(PVS, name)
+}
+
+fn pv_node(server: &ApiServer, name: &str) -> Option<String> {
+    let affinity = &pv(server, name)?["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"][0];
+    affinity["matchExpressions"][0]["values"][0].as_str().map(str::to_owned)
+}
+
+/// The volume is on this node with all its objects, and nothing of its way there is left.
+fn is_on(server: &ApiServer, name: &str, node: &str) -> Option<()> {
+    let object = get(server, name).filter(LogicVolume::is_success)?;
+    let done = object.spec.node_name == node
+        && object.annotation(REPLACEMENT).is_none()
+        && pv_node(server, name).as_deref() == Some(node);
+    done.then_some(())
+}
+
+fn reasons(server: &ApiServer) -> BTreeSet<String> {
+    server.objects("events.k8s.io/events").iter().filter_map(|e| e["reason"].as_str().map(str::to_owned)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_volumes_of_a_deleted_node_are_made_again_under_their_names() {
+    let server = ApiServer::new();
+    let [mut lost, other] = two_nodes(&server).await;
+    let _leader = Leader::start(&server).await;
+    for name in ["pvc-1", "pvc-2", "pvc-3", "pvc-4", "pvc-5"] {
+        bound(&server, name, "n1").await;
+    }
+    let before = pv(&server, "pvc-1").unwrap();
+    lose(&server, &mut lost).await;
+    until("people are told", async || {
+        let conditions = get(&server, "pvc-1")?.status?.conditions;
+        condition(&conditions, "NodeLost").filter(|c| c.reason == "NodeDeleted").map(drop)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(500)).await;
+    assert_eq!(get(&server, "pvc-1").unwrap().spec.node_name, "n1", "the time of grace");
+    for name in ["pvc-1", "pvc-2", "pvc-3", "pvc-4", "pvc-5"] {
+        until(&format!("{name} is on n2"), async || is_on(&server, name, "n2")).await;
+        let object = get(&server, name).unwrap();
+        assert_eq!(object.annotation(REBUILT_FROM), Some("n1/node-1"));
+    }
+    assert_eq!(other.volumes().await.len(), 5);
+    let after = pv(&server, "pvc-1").unwrap();
+    assert_ne!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    for field in ["labels", "finalizers"] {
+        assert_eq!(after["metadata"][field], before["metadata"][field], "{field}");
+    }
+    assert_eq!(after["spec"]["claimRef"]["uid"], before["spec"]["claimRef"]["uid"]);
+    assert_eq!(after["spec"]["csi"]["volumeHandle"], before["spec"]["csi"]["volumeHandle"]);
+    let told = reasons(&server);
+    for reason in ["VolumeNodeDeleted", "VolumeRebuildStarted", "VolumeRebuilt"] {
+        assert!(told.contains(reason), "{told:?}");
+    }
+
+    // The node returns: its old copies go into quarantine, though they are many, and not at once.
+    node_object(&server, "n1", "node-1b", true, false);
+    lost.start().await;
+    let kept = until_long("the copies are in quarantine", async || {
+        let nsr = server.object("carina.storage.io/nodestorageresources", "n1")?;
+        let nsr: NodeStorageResource = serde_json::from_value(nsr).unwrap();
+        Some(nsr.status?.orphans).filter(|orphans| orphans.len() == 5)
+    })
+    .await;
+    assert!(kept.iter().all(|orphan| orphan.state == OrphanState::Quarantined), "{kept:?}");
+    assert_eq!(lost.volumes().await.len(), 5);
+    tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+    assert_eq!((lost.volumes().await.len(), other.volumes().await.len()), (0, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_returns_in_time_keeps_its_volumes() {
+    let server = ApiServer::new();
+    let [mut lost, other] = two_nodes(&server).await;
+    let _leader = Leader::start(&server).await;
+    bound(&server, "pvc-1", "n1").await;
+    lose(&server, &mut lost).await;
+    tokio::time::sleep(Duration::from_secs(570)).await;
+    node_object(&server, "n1", "node-1b", true, false);
+    lost.start().await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(is_on(&server, "pvc-1", "n1"), Some(()));
+    let object = get(&server, "pvc-1").unwrap();
+    assert_eq!(object.annotation("carina.storage.io/node-uid"), Some("node-1b"));
+    assert!(condition(&object.status.unwrap().conditions, "NodeLost").is_none());
+    assert_eq!((lost.volumes().await.len(), other.volumes().await.len()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_to_be_retained_or_a_pod_s_own_waits_for_somebody_s_word() {
+    let server = ApiServer::new();
+    let [mut lost, _other] = two_nodes(&server).await;
+    let _leader = Leader::start(&server).await;
+    for name in ["pvc-retain", "pvc-pod", "pvc-never", "pvc-free"] {
+        bound(&server, name, "n1").await;
+    }
+    let edit = |resource: &str, key: &str, change: fn(&mut Value)| {
+        let mut object = server.object(resource, key).unwrap();
+        change(&mut object);
+        server.put(resource, key, object);
+    };
+    edit(PVS, "pvc-retain", |pv| pv["spec"]["persistentVolumeReclaimPolicy"] = json!("Retain"));
+    edit("persistentvolumeclaims", "db/claim-pvc-pod", |claim| {
+        claim["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}]);
+    });
+    edit("persistentvolumeclaims", "db/claim-pvc-never", |claim| {
+        claim["metadata"]["annotations"] = json!({"carina.storage.io/rebuild-lost-volume": "false"});
+    });
+    lose(&server, &mut lost).await;
+    until_long("the one that may is on n2", async || is_on(&server, "pvc-free", "n2")).await;
+    for name in ["pvc-retain", "pvc-pod", "pvc-never"] {
+        let said = get(&server, name).unwrap().status.unwrap().conditions;
+        let said = condition(&said, "NodeLost").unwrap().clone();
+        assert!(said.reason == "NodeLost" && said.message.contains("rebuild-lost-volume=true"), "{said:?}");
+        assert_eq!(pv_node(&server, name).as_deref(), Some("n1"));
+    }
+    edit("persistentvolumeclaims", "db/claim-pvc-retain", |claim| {
+        claim["metadata"]["annotations"] = json!({"carina.storage.io/rebuild-lost-volume": "true"});
+    });
+    until_long("the consent counts", async || is_on(&server, "pvc-retain", "n2")).await;
+    assert_eq!(pv_node(&server, "pvc-pod").as_deref(), Some("n1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_rebuilding_is_off_deleting_the_claim_and_making_it_again_works() {
+    let server = ApiServer::new();
+    let [mut lost, _other] = two_nodes(&server).await;
+    let _leader = Leader::with(&server, Config { rebuild_lost_volumes: false, ..config() }).await;
+    bound(&server, "pvc-1", "n1").await;
+    lose(&server, &mut lost).await;
+    tokio::time::sleep(Duration::from_secs(1200)).await;
+    assert_eq!(pv_node(&server, "pvc-1").as_deref(), Some("n1"));
+    // What csi-provisioner does when the claim is deleted.
+    let mut released = pv(&server, "pvc-1").unwrap();
+    released["status"]["phase"] = json!("Released");
+    server.put(PVS, "pvc-1", released);
+    let Cluster { volumes, nodes, allocator, tasks } = follow(server.client(), carina_core::Strategy::Spreadout);
+    nodes.synced().await;
+    let events = Recorder::new(server.client(), "carina-controller", "c1");
+    let service = ClusterVolumes::new(server.client(), volumes, allocator, events, Duration::from_secs(140));
+    service.delete(&"volume-pvc-1".parse().unwrap()).await.unwrap();
+    assert!(get(&server, "pvc-1").is_none());
+    let api: Api<PersistentVolume> = Api::all(server.client());
+    api.patch("pvc-1", &PatchParams::default(), &Patch::Merge(json!({"metadata": {"finalizers": null}})))
+        .await
+        .unwrap();
+    api.delete("pvc-1", &DeleteParams::default()).await.unwrap();
+    drop(tasks);
+    // The old copy is known for what it is when the node returns.
+    node_object(&server, "n1", "node-1b", true, false);
+    lost.start().await;
+    until_long("the copy is in quarantine", async || {
+        let nsr = server.object("carina.storage.io/nodestorageresources", "n1")?;
+        (nsr["status"]["orphans"][0]["state"] == "Quarantined").then_some(())
+    })
+    .await;
+    assert_eq!(lost.volumes().await.len(), 1);
+    let tombstones = server.object("configmaps", "kube-system/carina-tombstones").unwrap();
+    assert!(tombstones["data"]["node-1"].as_str().unwrap().contains("volume-pvc-1"), "{tombstones}");
+    assert!(tombstones["data"]["node-1"].as_str().unwrap().contains("machine-n1"), "{tombstones}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_only_not_ready_moves_nothing_unless_asked_and_fenced() {
+    let server = ApiServer::new();
+    let [mut lost, _other] = two_nodes(&server).await;
+    let _leader = Leader::start(&server).await;
+    for name in ["pvc-class", "pvc-pod", "pvc-other"] {
+        bound(&server, name, "n1").await;
+    }
+    let mut of_class = pv(&server, "pvc-class").unwrap();
+    of_class["spec"]["storageClassName"] = json!("moving");
+    server.put(PVS, "pvc-class", of_class);
+    server.put(
+        "storage.k8s.io/storageclasses",
+        "moving",
+        json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "moving"},
+               "provisioner": "carina.storage.io",
+               "parameters": {"carina.storage.io/allow-pod-migration-if-node-notready": "true"}}),
+    );
+    server.put(
+        "pods",
+        "db/p",
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "db", "name": "p",
+                   "annotations": {"carina.io/rebuild-node-notready": "true"}},
+               "spec": {"nodeName": "n1", "containers": [], "volumes": [
+                   {"name": "d", "persistentVolumeClaim": {"claimName": "claim-pvc-pod"}}]}}),
+    );
+    lost.crash().await;
+    node_object(&server, "n1", "node-1", false, false);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    for name in ["pvc-class", "pvc-pod", "pvc-other"] {
+        assert_eq!(is_on(&server, name, "n1"), Some(()), "nobody has said that it is shut down");
+    }
+    node_object(&server, "n1", "node-1", false, true);
+    tokio::time::sleep(Duration::from_secs(570)).await;
+    assert_eq!(is_on(&server, "pvc-class", "n1"), Some(()), "not at once");
+    for name in ["pvc-class", "pvc-pod"] {
+        until_long(&format!("{name} is on n2"), async || is_on(&server, name, "n2")).await;
+    }
+    assert_eq!(is_on(&server, "pvc-other", "n1"), Some(()), "nobody asked for it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_s_volumes_are_made_again_on_one_node_and_where_there_is_room() {
+    let server = ApiServer::new();
+    let [mut lost, small] = two_nodes(&server).await;
+    node_object(&server, "n3", "node-3", true, false);
+    let large = Node::started(&server, "n3").await;
+    let _leader = Leader::start(&server).await;
+    for name in ["pvc-1", "pvc-2"] {
+        bound(&server, name, "n1").await;
+    }
+    server.put(
+        "pods",
+        "db/p",
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "db", "name": "p"},
+               "spec": {"containers": [], "volumes": [
+                   {"name": "a", "persistentVolumeClaim": {"claimName": "claim-pvc-1"}},
+                   {"name": "b", "persistentVolumeClaim": {"claimName": "claim-pvc-2"}}]}}),
+    );
+    // Both full, as only the agents know: what is placed fails, and is placed again.
+    for node in [&small, &large] {
+        node.disks.set_reserve(Bytes::gib(155)).unwrap();
+    }
+    lose(&server, &mut lost).await;
+    tokio::time::sleep(Duration::from_secs(1500)).await;
+    for name in ["pvc-1", "pvc-2"] {
+        assert_eq!(pv_node(&server, name).as_deref(), Some("n1"), "the PersistentVolume stays until there is a volume");
+    }
+    for node in [&small, &large] {
+        node.disks.set_reserve(Bytes::gib(10)).unwrap();
+    }
+    let at = until_long("both are on one node", async || {
+        let at = get(&server, "pvc-1")?.spec.node_name;
+        is_on(&server, "pvc-1", &at).and_then(|()| is_on(&server, "pvc-2", &at)).map(|()| at)
+    })
+    .await;
+    assert_ne!(at, "n1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_step_is_gone_on_with_after_faults_and_changes_of_the_leader() {
+    for (i, (method, path, fault)) in [
+        (Method::PATCH, "/persistentvolumes", Fault::DisconnectAfter),
+        (Method::PATCH, "/persistentvolumes", Fault::Status(409)),
+        (Method::PATCH, "/persistentvolumes", Fault::Status(429)),
+        (Method::DELETE, "/persistentvolumes", Fault::Status(500)),
+        (Method::DELETE, "/persistentvolumes", Fault::DisconnectAfter),
+        (Method::POST, "/persistentvolumes", Fault::Disconnect),
+        (Method::POST, "/persistentvolumes", Fault::DisconnectAfter),
+        (Method::POST, "/logicvolumes", Fault::DisconnectAfter),
+        (Method::DELETE, "/logicvolumes", Fault::DisconnectAfter),
+        (Method::PATCH, "/logicvolumes", Fault::Status(409)),
+        (Method::GET, "/persistentvolumeclaims", Fault::Status(500)),
+        (Method::POST, "/configmaps", Fault::DisconnectAfter),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let server = ApiServer::new();
+        let [mut lost, other] = two_nodes(&server).await;
+        let mut leader = Leader::start(&server).await;
+        bound(&server, "pvc-1", "n1").await;
+        lose(&server, &mut lost).await;
+        tokio::time::sleep(Duration::from_secs(590)).await;
+        server.inject(method.clone(), path, 2, fault);
+        // Another leader now and then, each with a time of grace of its own.
+        for turn in 0..12 {
+            if (turn + i) % 4 == 0 {
+                drop(leader);
+                leader = Leader::start(&server).await;
+            }
+            if turn % 5 == 0 {
+                server.expire();
+                server.cut_watches();
+            }
+            tokio::time::sleep(Duration::from_secs(240)).await;
+        }
+        assert_eq!(is_on(&server, "pvc-1", "n2"), Some(()), "{method} {path}: {fault:?}");
+        assert_eq!(other.volumes().await.len(), 1, "{method} {path}: {fault:?}");
+        assert_eq!(server.objects(LVS).len(), 1);
+        assert_eq!(server.objects(PVS).len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_was_never_made_is_let_go_so_that_its_call_places_it_again() {
+    let server = ApiServer::new();
+    let [mut lost, _other] = two_nodes(&server).await;
+    let _leader = Leader::start(&server).await;
+    lost.crash().await;
+    lvs(&server).create(&PostParams::default(), &object("pvc-1", "n1", 10)).await.unwrap();
+    lose(&server, &mut lost).await;
+    until_long("it is gone", async || get(&server, "pvc-1").is_none().then_some(())).await;
+    // And one whose claim goes while it is made again leaves nothing.
+    node_object(&server, "n1", "node-1b", true, false);
+    lost.start().await;
+    bound(&server, "pvc-2", "n1").await;
+    lose(&server, &mut lost).await;
+    tokio::time::sleep(Duration::from_secs(590)).await;
+    let claims: Api<k8s_openapi::api::core::v1::PersistentVolumeClaim> = Api::namespaced(server.client(), "db");
+    server.inject(Method::POST, "/persistentvolumes", 3, Fault::Status(500));
+    until("its PersistentVolume is being replaced", async || pv(&server, "pvc-2").is_none().then_some(())).await;
+    claims.delete("claim-pvc-2", &DeleteParams::default()).await.unwrap();
+    until_long("nothing is left", async || get(&server, "pvc-2").is_none().then_some(())).await;
+    assert!(pv(&server, "pvc-2").is_none());
+}
+
+/// The steps on a real API server: its validation, the protection of PersistentVolumes, and, where it is at
+/// hand, kube-controller-manager, which binds the claim again.
+#[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(not(real_control_plane), ignore = "KUBEBUILDER_ASSETS names no kube-apiserver and etcd")]
+async fn a_real_control_plane_takes_every_step_and_binds_the_claim_again() {
+    let mut server = ControlPlane::with_definitions().await;
+    let managed = server.start_controller_manager(&[
+        "persistentvolume-binder-controller",
+        "persistentvolume-protection-controller",
+        "persistentvolumeclaim-protection-controller",
+    ]);
+    let client = server.client();
+    let merge = |patch: Value| Patch::Merge(patch);
+    let nodes: Api<NodeObject> = Api::all(client.clone());
+    let storage: Api<NodeStorageResource> = Api::all(client.clone());
+    let pvs: Api<PersistentVolume> = Api::all(client.clone());
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "db");
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    server.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "db"}})).await;
+    for name in ["n1", "n2"] {
+        server.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})).await;
+        nodes.patch_status(name, &PatchParams::default(), &merge(ready.clone())).await.unwrap();
+    }
+    let [mut lost, other] = [Node::started(&server, "n1").await, Node::started(&server, "n2").await];
+    let grace = Duration::from_secs(3);
+    let _leader = Leader::with(&server, Config { lost_node_grace_period: grace, ..config() }).await;
+    let stored = async |name: &str| -> Option<LogicVolume> {
+        Some(serde_json::from_value(server.object(LVS, name).await?).unwrap())
+    };
+    lvs(&server).create(&PostParams::default(), &object("pvc-1", "n1", 10)).await.unwrap();
+    until("it is made", async || stored("pvc-1").await.filter(LogicVolume::is_success)).await;
+
+    server
+        .apply(&json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"namespace": "db", "name": "data"},
+            "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "carina", "volumeName": "pvc-1",
+                     "resources": {"requests": {"storage": "10Gi"}}},
+        }))
+        .await;
+    let claim = claims.get("data").await.unwrap();
+    let mut new = persistent("pvc-1", "n1", 10);
+    new["metadata"].as_object_mut().unwrap().remove("uid");
+    new["spec"]["claimRef"] = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": "db",
+                                     "name": "data", "uid": claim.metadata.uid});
+    new.as_object_mut().unwrap().remove("status");
+    server.apply(&new).await;
+    if !managed {
+        let bound = json!({"status": {"phase": "Bound"}});
+        pvs.patch_status("pvc-1", &PatchParams::default(), &merge(bound.clone())).await.unwrap();
+        claims.patch_status("data", &PatchParams::default(), &merge(bound)).await.unwrap();
+    }
+    let is_bound = async || {
+        let pv = pvs.get_opt("pvc-1").await.unwrap()?;
+        let claim = claims.get("data").await.unwrap();
+        let phase = |status: Option<String>| !managed || status.as_deref() == Some("Bound");
+        (phase(pv.status?.phase) && phase(claim.status?.phase)).then_some(())
+    };
+    until("the claim is bound", is_bound).await;
+    until("it was seen bound", async || stored("pvc-1").await?.annotation(BOUND).map(drop)).await;
+    let before = pvs.get("pvc-1").await.unwrap();
+    assert!(before.finalizers().iter().any(|f| f == "kubernetes.io/pv-protection"), "{:?}", before.finalizers());
+    assert!(before.finalizers().iter().any(|f| f.starts_with("external-provisioner")));
+
+    lost.crash().await;
+    nodes.delete("n1", &DeleteParams::default()).await.unwrap();
+    storage.delete("n1", &DeleteParams::default()).await.unwrap();
+    until("it is on n2", async || {
+        let object = stored("pvc-1").await.filter(LogicVolume::is_success)?;
+        let pv = pvs.get_opt("pvc-1").await.unwrap()?;
+        let at = Ours::of(&pv)?.node().map(str::to_owned);
+        (object.spec.node_name == "n2" && object.annotation(REPLACEMENT).is_none() && at.as_deref() == Some("n2"))
+            .then_some(())
+    })
+    .await;
+    assert_eq!(other.volumes().await.len(), 1);
+    if managed {
+        until("the claim is bound again", is_bound).await;
+    }
+    let (after, again) = (pvs.get("pvc-1").await.unwrap(), claims.get("data").await.unwrap());
+    assert_ne!(after.metadata.uid, before.metadata.uid);
+    assert_eq!(again.metadata.uid, claim.metadata.uid, "the same claim");
+    let finalizers = |pv: &PersistentVolume| BTreeSet::from_iter(pv.finalizers().iter().cloned());
+    assert_eq!(finalizers(&after), finalizers(&before));
+    assert_eq!(after.metadata.labels, before.metadata.labels);
+    let (mut old, mut new) = (before.spec.unwrap(), after.spec.unwrap());
+    for spec in [&mut old, &mut new] {
+        (spec.node_affinity, spec.claim_ref) = (None, None);
+        spec.csi.as_mut().unwrap().volume_attributes = None;
+    }
+    assert_eq!(old, new);
+}
