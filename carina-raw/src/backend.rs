@@ -8,17 +8,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carina_core::{
-    Bytes, Capabilities, DeviceGroup, Disk, DiskKind, Error, Foreign, ForeignKind, FormatRecord, GroupName, Health,
-    Holding, Medium, PARTITION_ALIGNMENT, PlanStep, PlannedDisk, RawDisk, Recovery, Result, SizeRange, Volume,
-    VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType, Zeroing, best_fit, smallest_whole,
+    Adoption, Bytes, Capabilities, DeviceGroup, Disk, DiskKind, Error, Foreign, ForeignKind, FormatRecord, FsType,
+    GroupName, Health, Holding, Medium, PARTITION_ALIGNMENT, PlanStep, PlannedDisk, RawDisk, Recovery, Result,
+    SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType, Zeroing, best_fit,
+    smallest_whole,
 };
 use tokio::sync::Mutex as Turn;
 use tokio::time::timeout;
 
 use crate::device::{DiskSource, Open};
+use crate::guest::Claimed;
 use crate::guid::Guid;
 use crate::member::{Member, View};
-use crate::owned_disk::{Inspected, NewVolume, OwnedDisk, inspect};
+use crate::owned_disk::{Contents, Inspected, NewVolume, OwnedDisk, inspect};
 use crate::record::VolumeRecord;
 use crate::table::{Copies, Partition};
 use crate::wipe;
@@ -184,12 +186,16 @@ impl RawBackend {
             if self.owner.load(Ordering::Relaxed) && member.view().evidence().is_none() {
                 wipe::start(&member);
             }
-            for disk in disks.iter_mut().filter(|disk| disk.name == member.name) {
-                let view = member.view();
+            if let Some(disk) = disks.iter().find(|disk| disk.name == member.name) {
                 member.set_size(disk.size);
+            }
+            let view = member.view();
+            let devices = view.devices(&member);
+            for disk in disks.iter_mut().filter(|disk| devices.contains(&disk.name)) {
                 disk.group = Some(member.group());
                 // Nobody knows what is on one that can't be relied on: all of it may be in use.
-                let sound = view.evidence().is_none();
+                // So may a disk that others use too.
+                let sound = view.evidence().is_none() && !view.contents.record.guest;
                 disk.used = if sound { view.contents.used(disk.size) } else { disk.size };
                 disk.grown = if sound { view.contents.grown(disk.size) } else { Bytes::ZERO };
             }
@@ -315,6 +321,99 @@ impl RawBackend {
         Ok(())
     }
 
+    /// Claims a bare partition that was checked, to be handed out whole.
+    async fn claim_partition(&self, partition: &Disk, group: &GroupName, medium: Medium) -> Result<()> {
+        let what = format!("claim {} for {group}", partition.name);
+        let gone = || Error::Precondition(format!("{what}: the disk that it is on is not there any more"));
+        let disks = self.source.disks().await?;
+        let disk = disks.into_iter().find(|disk| disk.partitions.contains(&partition.name)).ok_or_else(gone)?;
+        let (part, node) = (partition.clone(), partition.path.clone());
+        let (source, group, words) = (Arc::clone(&self.source), group.clone(), what.clone());
+        self.with_guest(&what, &disk, move |owned| {
+            let io = |e: std::io::Error| Error::io(&words, &node, &e);
+            // Held while its entry changes, so that nobody begins to use it.
+            let _held = source.open(&part, Open::Exclusive).map_err(io)?;
+            let known = owned.device().partitions().map_err(io)?;
+            let it_is = |number: u32| owned.device().node(number).is_ok_and(|found| found == node);
+            let there = known.into_iter().find(|known| it_is(known.number));
+            let there = there.ok_or_else(|| Error::Precondition(format!("{words}: the kernel doesn't have it")))?;
+            owned.take_partition(&group, medium, there.start, there.size)
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Takes a part of a disk whose table is another's; the disk becomes a member by it.
+    async fn with_guest<W>(&self, what: &str, disk: &Disk, work: W) -> Result<Arc<Member>>
+    where
+        W: FnOnce(&OwnedDisk) -> Result<Contents> + Send + 'static,
+    {
+        if let Some(member) = self.members().into_iter().find(|member| member.name == disk.name) {
+            member.change(what, work).await?;
+            return Ok(member);
+        }
+        let (source, taken, words) = (Arc::clone(&self.source), disk.clone(), what.to_owned());
+        let taking = tokio::task::spawn_blocking(move || -> Result<Arc<Member>> {
+            let device = source.open(&taken, Open::Write).map_err(|e| Error::io(&words, &taken.path, &e))?;
+            let owned = OwnedDisk::new(device, &taken.name);
+            let contents = work(&owned)?;
+            Ok(Member::new(&taken.name, taken.size, owned, contents))
+        });
+        let member = taking
+            .await
+            .unwrap_or_else(|e| Err(Error::Precondition(format!("{what}: it ended without a result: {e}"))))?;
+        self.insert(&member);
+        Ok(member)
+    }
+
+    async fn adopt_partition(&self, claim: &Adoption) -> Result<Volume> {
+        let what = claim.to_string();
+        self.owned(&what)?;
+        if let Some((_, volume)) = self.locate(|record| record.name == claim.name) {
+            return if volume.group == claim.group {
+                Ok(volume)
+            } else {
+                Err(Error::Precondition(format!("{what}: that volume is Carina's already, in {}", volume.group)))
+            };
+        }
+        let disks = self.disks().await?;
+        let foreign = self.foreign().await?;
+        let mut places = foreign.iter().filter(|foreign| foreign.is_called(&claim.name)).map(|foreign| &foreign.place);
+        let place = match (places.next(), places.next()) {
+            (Some(place), None) => place.clone(),
+            (None, _) => {
+                return Err(Error::NotFound(format!("{what}: no disk has a partition of the Go Carina for it")));
+            }
+            (Some(one), Some(other)) => {
+                return Err(Error::Precondition(format!("{what}: {one} and {other} both have a partition for it")));
+            }
+        };
+        let disk = disks.into_iter().find(|disk| disk.name == place);
+        let disk = disk.ok_or_else(|| Error::NotFound(format!("{what}: disk {place} is gone")))?;
+        let id = id_for(&claim.name);
+        let claimed = Claimed {
+            id: id.clone(),
+            name: claim.name.clone(),
+            size: claim.size,
+            exclusive: claim.exclusive,
+            cluster: self.cluster.clone(),
+        };
+        let (group, medium) = (claim.group.clone(), disk.medium);
+        self.with_guest(&what, &disk, move |owned| owned.adopt(&group, medium, &claimed)).await?;
+        // It is recorded as a tenant's device; where it is a filesystem that we know, as that.
+        let device = self.attach(&id).await?;
+        let known = match self.source.contents(&device).await?.as_deref() {
+            Some("ext4") => Some(FormatRecord::Formatted(FsType::Ext4)),
+            Some("xfs") => Some(FormatRecord::Formatted(FsType::Xfs)),
+            _ => None,
+        };
+        if let Some(format) = known {
+            self.record_format(&id, format).await?;
+        }
+        self.disks().await?;
+        self.volume(&id)
+    }
+
     /// The members of a group with what they were last seen as.
     fn of_group(&self, group: &GroupName) -> Vec<(Arc<Member>, Arc<View>)> {
         let mut members: Vec<_> =
@@ -360,7 +459,7 @@ impl RawBackend {
 
 /// The figures of a group from those of its disks.
 fn figures(name: &GroupName, medium: Medium, members: &[(Arc<Member>, Arc<View>)]) -> DeviceGroup {
-    let raw_disks: Vec<RawDisk> = members.iter().map(|(member, view)| view.as_raw_disk(member)).collect();
+    let raw_disks: Vec<RawDisk> = members.iter().flat_map(|(member, view)| view.raw_disks(member)).collect();
     let wrong: Vec<String> = members
         .iter()
         .filter_map(|(member, view)| Some(format!("disk {}: {}", member.name, view.evidence()?)))
@@ -370,17 +469,14 @@ fn figures(name: &GroupName, medium: Medium, members: &[(Arc<Member>, Arc<View>)
         n if n == members.len() => Health::Failed { evidence: wrong.join("; ") },
         _ => Health::Degraded { evidence: wrong.join("; ") },
     };
-    let tables = || members.iter().filter_map(|(_, view)| view.contents.table.as_ref());
-    let wiping = || members.iter().flat_map(|(_, view)| view.contents.wipes());
-    let partitions: Bytes = tables().flat_map(|table| table.partitions()).map(|partition| partition.size).sum();
     let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
     DeviceGroup {
         name: name.clone(),
         volume_type: VolumeType::Raw,
         medium,
-        size: tables().map(|table| table.usable().aligned().size).sum(),
+        size: members.iter().map(|(member, view)| view.usable(member)).sum(),
         free: raw_disks.iter().flat_map(RawDisk::usable_gaps).map(|gap| gap.size).sum(),
-        volumes_size: partitions.saturating_sub(wiping().map(|job| job.size).sum()),
+        volumes_size: members.iter().map(|(_, view)| view.volumes_size()).sum(),
         volumes: count(members.iter().map(|(_, view)| view.contents.volumes().len()).sum()),
         volumes_left: raw_disks
             .iter()
@@ -390,7 +486,7 @@ fn figures(name: &GroupName, medium: Medium, members: &[(Arc<Member>, Arc<View>)
         extent: PARTITION_ALIGNMENT,
         metadata_spare: Bytes::ZERO,
         reserve: Bytes::ZERO,
-        disks: members.iter().map(|(member, _)| member.name.clone()).collect(),
+        disks: members.iter().flat_map(|(member, view)| view.devices(member)).collect(),
         raw_disks,
         health,
     }
@@ -400,7 +496,8 @@ fn figures(name: &GroupName, medium: Medium, members: &[(Arc<Member>, Arc<View>)
 fn look_alikes(disk: &Disk, partitions: &[Partition]) -> String {
     let names: Vec<String> = partitions.iter().map(|p| format!("{} ({})", p.name, p.size)).collect();
     format!(
-        "disk {} has {} that the Go Carina may have made: {}; they are left alone",
+        "disk {} has {} that the Go Carina may have made: {}; they are left alone until the cluster names them, or a \
+         person (carina adopt --raw)",
         disk.name,
         if partitions.len() == 1 { "a partition" } else { "partitions" },
         names.join(", ")
@@ -461,8 +558,9 @@ impl VolumeBackend for RawBackend {
         }
         let group = step.group();
         let members = self.of_group(group);
-        let is_member =
-            |planned: &&PlannedDisk| members.iter().any(|(m, v)| m.name == planned.name && v.problem.is_none());
+        let is_member = |planned: &&PlannedDisk| {
+            members.iter().any(|(m, v)| v.devices(m).contains(&planned.name) && v.problem.is_none())
+        };
         let medium = match (step, members.first()) {
             (_, Some((_, view))) => view.medium(),
             (PlanStep::CreateGroup { medium, .. }, None) => *medium,
@@ -474,17 +572,14 @@ impl VolumeBackend for RawBackend {
         let mut checked = Vec::new();
         for planned in step.disks().iter().filter(|planned| !is_member(planned)) {
             let disk = self.source.recheck(planned).await?;
-            if !matches!(disk.kind, DiskKind::Disk | DiskKind::Loop) {
-                return Err(Error::Precondition(format!(
-                    "{step}: {} is a partition, and a raw group takes whole disks; name its disk, or put it into an LVM \
-                     group",
-                    disk.name
-                )));
-            }
             checked.push(disk);
         }
         for disk in checked {
-            self.claim(&disk, group, medium).await?;
+            if disk.kind == DiskKind::Partition {
+                self.claim_partition(&disk, group, medium).await?;
+            } else {
+                self.claim(&disk, group, medium).await?;
+            }
         }
         Ok(())
     }
@@ -518,8 +613,23 @@ impl VolumeBackend for RawBackend {
         };
         let taken = || Error::Precondition(format!("create {id}: the room in {group} was taken meanwhile; try again"));
         let (disk, gap) = chosen.ok_or_else(taken)?;
-        let (member, _) =
-            self.of_group(group).into_iter().find(|(member, _)| member.name == disk.name).ok_or_else(taken)?;
+        let (member, view) = self
+            .of_group(group)
+            .into_iter()
+            .find(|(member, view)| view.raw_disks(member).iter().any(|there| there.name == disk.name))
+            .ok_or_else(taken)?;
+        // A partition that was handed over is given whole, whatever was asked.
+        let whole = view.contents.handed().into_iter().find(|part| part.start <= gap.start && gap.start < part.end());
+        let size = whole.map_or(size, |part| part.size);
+        if !request.size.contains(size) {
+            return Err(Error::OutOfRange(format!(
+                "create {id}: {} is handed out whole, with {size} ({} bytes), and at most {} was asked for; raise the \
+                 limit, or use another group",
+                disk.name,
+                size.get(),
+                request.size.limit().unwrap_or(size)
+            )));
+        }
         let new = NewVolume {
             id: id.clone(),
             name: request.name.clone(),
@@ -619,6 +729,10 @@ impl VolumeBackend for RawBackend {
     async fn foreign(&self) -> Result<Vec<Foreign>> {
         self.known().await?;
         Ok(self.foreign.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    async fn adopt(&self, claim: &Adoption) -> Result<Volume> {
+        self.adopt_partition(claim).await
     }
 
     async fn background(&self) -> Result<Vec<Zeroing>> {

@@ -131,6 +131,12 @@ pub trait DiskSource: Send + Sync + 'static {
     /// What opening it failed with; busy if it is to be opened exclusively and is in use.
     fn open(&self, disk: &Disk, how: Open) -> io::Result<Box<dyn Device>>;
 
+    /// What is on a device, in blkid's words; `None` if it knows nothing of what is there. It may be in use.
+    ///
+    /// # Errors
+    /// What the probe failed with.
+    async fn contents(&self, device: &Path) -> Result<Option<String>>;
+
     /// A GUID that no disk has.
     ///
     /// # Errors

@@ -27,20 +27,31 @@ pub struct HostDisks {
     sysfs: Sysfs,
     runner: Arc<dyn CommandRunner>,
     minimum: AtomicU64,
+    only: Option<Vec<PathBuf>>,
 }
 
 impl HostDisks {
     /// The disks of this machine; those below `minimum` are not claimed.
     #[must_use]
     pub fn new(runner: Arc<dyn CommandRunner>, minimum: Bytes) -> Self {
-        Self { sysfs: Sysfs::host(), runner, minimum: AtomicU64::new(minimum.get()) }
+        Self { sysfs: Sysfs::host(), runner, minimum: AtomicU64::new(minimum.get()), only: None }
+    }
+
+    /// These disks and no other: what else the machine has is not looked at.
+    #[must_use]
+    pub fn limited_to(self, devices: impl IntoIterator<Item = PathBuf>) -> Self {
+        Self { only: Some(devices.into_iter().collect()), ..self }
     }
 }
 
 #[async_trait]
 impl DiskSource for HostDisks {
     async fn disks(&self) -> Result<Vec<Disk>> {
-        discover::disks(&self.sysfs, &*self.runner).await
+        let mut disks = discover::disks(&self.sysfs, &*self.runner).await?;
+        if let Some(only) = &self.only {
+            disks.retain(|disk| only.contains(&disk.path));
+        }
+        Ok(disks)
     }
 
     fn set_minimum(&self, minimum: Bytes) {
@@ -65,6 +76,10 @@ impl DiskSource for HostDisks {
 
     fn open(&self, disk: &Disk, how: Open) -> io::Result<Box<dyn Device>> {
         Ok(Box::new(HostDisk::open(&disk.path, how)?))
+    }
+
+    async fn contents(&self, device: &Path) -> Result<Option<String>> {
+        discover::contents(device, "", &*self.runner).await
     }
 
     fn new_guid(&self) -> io::Result<Guid> {
@@ -104,7 +119,9 @@ impl HostDisk {
         }
         let sysfs = fs::canonicalize(format!("/sys/dev/block/{}", device_number(metadata.rdev())))?;
         let size = Bytes(read_number(&sysfs.join("size"))?.saturating_mul(SYSFS_SECTOR));
-        let sector = read_number(&sysfs.join("queue/logical_block_size"))?;
+        // A partition has the queue of its disk.
+        let queue = [sysfs.join("queue"), sysfs.join("../queue")].into_iter().find(|queue| queue.exists());
+        let sector = read_number(&queue.unwrap_or_default().join("logical_block_size"))?;
         Ok(Self { file, path: path.to_owned(), sysfs, size, sector })
     }
 }

@@ -4,7 +4,8 @@
 //! small checksummed record. The table says which partitions there are, and reads as Carina's to any
 //! partition tool (`carina.io/...` names and a type of its own); the record adds the group, the volumes'
 //! full names, what they were handed out as, and which are being zeroed. Nothing else is remembered
-//! anywhere.
+//! anywhere. On a disk whose table is somebody else's, partitions of the Go Carina are adopted and bare ones
+//! handed over whole, one entry each.
 
 mod backend;
 mod blkpg;
@@ -14,6 +15,7 @@ mod fake;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod guest;
 mod guid;
 mod host;
 mod member;

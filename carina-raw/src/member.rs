@@ -10,9 +10,11 @@ use carina_core::{Bytes, Error, GroupName, Health, Medium, RawDisk, Result, Volu
 use tokio::sync::Mutex as Turn;
 use tokio::time::timeout;
 
+use crate::guest::partition_node;
 use crate::guid::Guid;
 use crate::owned_disk::{Contents, OwnedDisk};
 use crate::record::VolumeRecord;
+use crate::table::Table;
 
 /// How long a change may take, and how long the next one waits for it.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -184,12 +186,42 @@ impl View {
         self.contents.record.medium
     }
 
-    /// The disk as allocation sees it; one that can't be relied on offers nothing.
-    pub(crate) fn as_raw_disk(&self, member: &Member) -> RawDisk {
-        let mut disk = self.contents.as_raw_disk(&member.name, member.size());
-        if self.problem.is_some() {
+    /// What of it allocation sees; what can't be relied on offers nothing.
+    pub(crate) fn raw_disks(&self, member: &Member) -> Vec<RawDisk> {
+        let mut disks = self.contents.raw_disks(&member.name, member.size());
+        for disk in disks.iter_mut().filter(|_| self.problem.is_some()) {
             disk.gaps.clear();
         }
-        disk
+        disks
+    }
+
+    /// The kernel's names of what of it is in its group: the disk, or partitions of it.
+    pub(crate) fn devices(&self, member: &Member) -> Vec<String> {
+        if self.contents.record.handed.is_empty() {
+            return vec![member.name.clone()];
+        }
+        self.contents.handed().iter().map(|part| partition_node(&member.name, part.number)).collect()
+    }
+
+    /// How much of it is for volumes: all that a table of ours has room for, or what Carina has of another's.
+    pub(crate) fn usable(&self, member: &Member) -> Bytes {
+        match &self.contents.table {
+            Some(table) if !self.contents.record.guest => table.usable().aligned().size,
+            _ if !self.contents.record.handed.is_empty() => self.contents.handed().iter().map(|part| part.size).sum(),
+            _ => {
+                let free = self.raw_disks(member).iter().flat_map(RawDisk::usable_gaps).map(|gap| gap.size).sum();
+                self.contents.record.volumes.iter().map(|volume| volume.size).sum::<Bytes>().saturating_add(free)
+            }
+        }
+    }
+
+    /// The sum of the sizes of the partitions on it, on another's disk of ours alone, those being wiped left out.
+    pub(crate) fn volumes_size(&self) -> Bytes {
+        if self.contents.record.guest {
+            return self.contents.volumes().iter().map(|(volume, _)| volume.size).sum();
+        }
+        let partitions = self.contents.table.as_ref().map(Table::partitions).unwrap_or_default();
+        let all: Bytes = partitions.iter().map(|partition| partition.size).sum();
+        all.saturating_sub(self.contents.wipes().iter().map(|job| job.size).sum())
     }
 }

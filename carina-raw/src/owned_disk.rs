@@ -17,15 +17,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use carina_core::{
-    Bytes, Error, FormatRecord, GroupName, Health, Medium, NoCapacity, PARTITION_ALIGNMENT, PARTITION_PREFIX, RawDisk,
-    Result, SizeRange, VolumeId, VolumeName, Wipe,
+    Bytes, Error, FormatRecord, Gap, GroupName, Health, Medium, NoCapacity, PARTITION_ALIGNMENT, PARTITION_PREFIX,
+    RawDisk, Result, SizeRange, VolumeId, VolumeName, Wipe,
 };
 
 use crate::device::{Device, KernelPartition};
+use crate::guest::{FREE, partition_node};
 use crate::guid::Guid;
 use crate::record::{self, Change, DiskRecord, Found, Looked, VolumeRecord};
 use crate::settle::{Settled, mismatch, reconcile, settle};
-use crate::table::{Copies, NAME_UNITS, Partition, Region, Table};
+use crate::table::{Copies, NAME_UNITS, Partition, Region, Table, VOLUME_TYPE};
 
 /// How long another program may hold the disk's lock; those that look at a table hold it for moments.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -157,11 +158,51 @@ impl Contents {
         partitions.into_iter().filter(Partition::looks_like_go_carina).collect()
     }
 
-    /// The disk as allocation sees it, under this name.
+    /// The partitions of it that were handed over whole.
+    #[must_use]
+    pub fn handed(&self) -> Vec<Partition> {
+        let partitions = self.table.as_ref().map(Table::partitions).unwrap_or_default();
+        partitions.into_iter().filter(|partition| self.record.handed.contains(&partition.guid)).collect()
+    }
+
+    /// Whether a partition has a volume on it, or what is left of one.
+    fn is_taken(&self, partition: Guid) -> bool {
+        self.record.volumes.iter().any(|volume| volume.partition == partition)
+    }
+
+    /// What of it allocation sees: the disk, or each partition that was handed over.
+    #[must_use]
+    pub fn raw_disks(&self, name: &str, size: Bytes) -> Vec<RawDisk> {
+        if self.record.handed.is_empty() {
+            return vec![self.as_raw_disk(name, size)];
+        }
+        let part = |partition: Partition| {
+            let taken = self.is_taken(partition.guid) || self.flaw.is_some();
+            let whole = Gap { start: partition.start, size: partition.size };
+            RawDisk {
+                name: partition_node(name, partition.number),
+                size: partition.size,
+                gaps: if taken { Vec::new() } else { vec![whole] },
+                partitions: u32::from(taken),
+                exclusive: taken,
+            }
+        };
+        self.handed().into_iter().map(part).collect()
+    }
+
+    pub(crate) const fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// The disk as allocation sees it, under this name. On a disk that others use too nothing new is made.
     #[must_use]
     pub fn as_raw_disk(&self, name: &str, size: Bytes) -> RawDisk {
         let (gaps, partitions) = match &self.table {
-            Some(table) if self.flaw.is_none() => (table.gaps(), table.partitions().len()),
+            Some(table) if self.flaw.is_none() => {
+                let partitions = table.partitions();
+                let shared = self.record.guest && partitions.iter().any(|p| !self.is_taken(p.guid));
+                (if shared { Vec::new() } else { table.gaps() }, partitions.len())
+            }
             _ => (Vec::new(), 0),
         };
         RawDisk {
@@ -192,14 +233,30 @@ impl OwnedDisk {
         // Old signatures, and above all an old record of ours, must not shine through.
         self.locked(&what, || {
             self.device.zero(Bytes::ZERO, Bytes::MIB).map_err(|e| self.io(&what, &e))?;
-            let change = Some(Change { from: None, to: table.checksum() });
-            let begun = DiskRecord { disk, group: group.clone(), medium, change, volumes: Vec::new() };
+            let change = Some(Change { from: None, to: table.checksum(), takes: None });
+            let begun = DiskRecord {
+                disk,
+                group: group.clone(),
+                medium,
+                guest: false,
+                handed: Vec::new(),
+                change,
+                volumes: Vec::new(),
+            };
             let found = self.write_record(&what, &begun, None)?;
             self.write(&what, &table.boot_sector())?;
             self.write_tables(&what, &table)?;
             self.write_record(&what, &DiskRecord { change: None, ..begun }, Some(&found))?;
             self.contents()
         })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn device(&self) -> &dyn Device {
+        &*self.device
     }
 
     /// What is on it now.
@@ -259,6 +316,10 @@ impl OwnedDisk {
         let what = format!("create {} on {}", new.id, self.name);
         self.locked(&what, || {
             let (contents, table) = self.usable(&what)?;
+            let covers = |p: &Partition| p.start <= new.start && new.start < p.end();
+            if let Some(partition) = contents.handed().into_iter().find(covers) {
+                return self.create_on(&what, &contents, &table, &partition, new);
+            }
             let end = new.start.saturating_add(new.size);
             let free = table.gaps().iter().any(|g| g.start <= new.start && end <= g.start.saturating_add(g.size));
             let alone = !contents.record.volumes.iter().any(|volume| volume.exclusive)
@@ -304,6 +365,64 @@ impl OwnedDisk {
         })
     }
 
+    /// Makes a volume of all of a partition that was handed over.
+    fn create_on(
+        &self,
+        what: &str,
+        contents: &Contents,
+        table: &Table,
+        partition: &Partition,
+        new: &NewVolume,
+    ) -> Result<Contents> {
+        if contents.is_taken(partition.guid) {
+            return Err(Error::Precondition(format!("{what}: the partition chosen for it is taken by now; try again")));
+        }
+        let volume = VolumeRecord {
+            partition: partition.guid,
+            id: new.id.clone(),
+            name: new.name.clone(),
+            start: partition.start,
+            size: partition.size,
+            exclusive: new.exclusive,
+            formatted: None,
+            wipe: new.wipe,
+            cluster: new.cluster.clone(),
+            quarantined: None,
+            ephemeral: new.ephemeral.clone(),
+            wiped: None,
+        };
+        let head = partition.size.min(SIGNATURES);
+        for at in [partition.start, partition.end().saturating_sub(head)] {
+            self.device.zero(at, head).map_err(|e| self.io(what, &e))?;
+        }
+        let mut next = table.clone();
+        next.mark(partition.guid, VOLUME_TYPE, Some(&partition_name(&new.name)));
+        let mut record = contents.record.clone();
+        record.volumes.push(volume.clone());
+        let contents = self.commit(what, contents, &next, record)?;
+        self.announce(&contents, &volume)?;
+        Ok(contents)
+    }
+
+    /// The table without a volume's partition; one that was handed over stays, without a volume.
+    fn without(contents: &Contents, table: &Table, partition: Guid) -> Table {
+        let mut next = table.clone();
+        if contents.record.handed.contains(&partition) {
+            next.mark(partition, VOLUME_TYPE, Some(FREE));
+        } else {
+            next.remove(partition);
+        }
+        next
+    }
+
+    /// Lets the kernel have a handed-over partition again whose volume is gone.
+    fn announce_handed(&self, contents: &Contents, volume: &VolumeRecord) -> Result<()> {
+        if contents.record.handed.contains(&volume.partition) {
+            self.announce(contents, volume)?;
+        }
+        Ok(())
+    }
+
     /// Grows a volume in place to a size in the range; one that is large enough stays as it is.
     ///
     /// # Errors
@@ -327,16 +446,18 @@ impl OwnedDisk {
                 self.announce(&contents, &volume)?;
                 return Ok(contents);
             }
-            if volume.exclusive {
+            let size = asked.in_extents(PARTITION_ALIGNMENT)?;
+            // One of the Go Carina's has room behind it; one of ours has the disk to its end.
+            let room = table.room_behind(&partition);
+            let handed = contents.record.handed.contains(&volume.partition);
+            if handed || (size > room && volume.exclusive) {
                 return Err(Error::InvalidArgument(format!(
-                    "volume {id} has its disk to itself and all {} ({} bytes) of it already; it can't become {}",
+                    "volume {id} has its disk or partition to itself and all {} ({} bytes) of it already; it can't become {}",
                     volume.size,
                     volume.size.get(),
                     asked.required()
                 )));
             }
-            let size = asked.in_extents(PARTITION_ALIGNMENT)?;
-            let room = table.room_behind(&partition);
             if size > room {
                 return Err(NoCapacity {
                     asked: size,
@@ -380,10 +501,11 @@ impl OwnedDisk {
             self.forget(&what, &partition, id)?;
             let mut record = contents.record.clone();
             if volume.wipe == Wipe::None {
-                let mut next = table.clone();
-                next.remove(volume.partition);
+                let next = Self::without(&contents, &table, volume.partition);
                 record.volumes.retain(|v| v.partition != volume.partition);
-                return self.commit(&what, &contents, &next, record);
+                let contents = self.commit(&what, &contents, &next, record)?;
+                self.announce_handed(&contents, &volume)?;
+                return Ok(contents);
             }
             for deleted in record.volumes.iter_mut().filter(|v| v.partition == volume.partition) {
                 deleted.wiped = Some(Bytes::ZERO);
@@ -511,11 +633,15 @@ impl OwnedDisk {
         self.locked(&what, || {
             let (contents, table) = self.wipe_confirmed(&what, job)?;
             self.device.flush().map_err(|e| self.io(&what, &e))?;
-            let mut next = table;
-            next.remove(job.partition);
+            let next = Self::without(&contents, &table, job.partition);
             let mut record = contents.record.clone();
+            let gone = record.volumes.iter().find(|volume| volume.partition == job.partition).cloned();
             record.volumes.retain(|volume| volume.partition != job.partition);
-            self.commit(&what, &contents, &next, record)
+            let contents = self.commit(&what, &contents, &next, record)?;
+            if let Some(gone) = gone {
+                self.announce_handed(&contents, &gone)?;
+            }
+            Ok(contents)
         })
     }
 
@@ -535,7 +661,7 @@ impl OwnedDisk {
     }
 
     /// The contents and the table, for a change: a change that was cut is settled first.
-    fn usable(&self, what: &str) -> Result<(Contents, Table)> {
+    pub(crate) fn usable(&self, what: &str) -> Result<(Contents, Table)> {
         let contents = self.settled(what, &mut Vec::new())?;
         match (&contents.flaw, &contents.table) {
             (None, Some(table)) => Ok((contents.clone(), table.clone())),
@@ -597,7 +723,7 @@ impl OwnedDisk {
     fn commit(&self, what: &str, before: &Contents, table: &Table, after: DiskRecord) -> Result<Contents> {
         let from = before.table.as_ref().map(Table::checksum);
         // Until the table says which of the two states counts, the record has the volumes of both.
-        let mut both = DiskRecord { change: Some(Change { from, to: table.checksum() }), ..after.clone() };
+        let mut both = DiskRecord { change: Some(Change { from, to: table.checksum(), takes: None }), ..after.clone() };
         let leaving =
             before.record.volumes.iter().filter(|b| !after.volumes.iter().any(|a| a.partition == b.partition));
         both.volumes.extend(leaving.cloned());
@@ -607,12 +733,12 @@ impl OwnedDisk {
         self.contents()
     }
 
-    fn write_tables(&self, what: &str, table: &Table) -> Result<()> {
+    pub(crate) fn write_tables(&self, what: &str, table: &Table) -> Result<()> {
         self.write(what, &table.backup())?;
         self.write(what, &table.primary())
     }
 
-    fn write_record(&self, what: &str, record: &DiskRecord, last: Option<&Found>) -> Result<Found> {
+    pub(crate) fn write_record(&self, what: &str, record: &DiskRecord, last: Option<&Found>) -> Result<Found> {
         let (region, found) = record::next(record, last).map_err(Error::Precondition)?;
         self.write(what, &region)?;
         Ok(found)
@@ -708,7 +834,7 @@ impl OwnedDisk {
     }
 
     /// Does something under the disk's lock.
-    fn locked<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn locked<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let until = Instant::now() + LOCK_WAIT;
         while !self.device.try_lock().map_err(|e| self.io(what, &e))? {
             if Instant::now() > until {
@@ -724,7 +850,7 @@ impl OwnedDisk {
         result
     }
 
-    fn io(&self, what: &str, error: &io::Error) -> Error {
+    pub(crate) fn io(&self, what: &str, error: &io::Error) -> Error {
         Error::io(what, self.device.path(), error)
     }
 }

@@ -16,7 +16,7 @@ use crate::guid::Guid;
 use crate::table::{Image, Region};
 
 /// Where the two slots begin.
-const SLOTS: [Bytes; 2] = [Bytes(64 << 10), Bytes(512 << 10)];
+pub(crate) const SLOTS: [Bytes; 2] = [Bytes(64 << 10), Bytes(512 << 10)];
 /// How long a slot is; 128 volumes with the longest names use a third of it.
 const SLOT_SIZE: usize = 448 << 10;
 /// How every slot begins.
@@ -39,6 +39,12 @@ pub struct DiskRecord {
     /// The change of the table that is under way, if one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change: Option<Change>,
+    /// Whether the table is somebody else's, and Carina has single entries of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guest: bool,
+    /// The partitions that were bare and are handed out whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub handed: Vec<Guid>,
     /// The volumes on it.
     #[serde(default)]
     pub volumes: Vec<VolumeRecord>,
@@ -54,6 +60,9 @@ pub struct Change {
     pub from: Option<u32>,
     /// The checksum of the entries as they will be.
     pub to: u32,
+    /// The partition that becomes Carina's by it; it is nobody's of ours if the change is undone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takes: Option<Guid>,
 }
 
 /// What is recorded of a volume.
@@ -239,7 +248,9 @@ mod tests {
             disk: Guid::derived(&["disk"]),
             group: "raw".parse().unwrap(),
             medium: Medium::Ssd,
-            change: Some(Change { from: Some(u32::MAX), to: u32::MAX }),
+            change: Some(Change { from: Some(u32::MAX), to: u32::MAX, takes: None }),
+            guest: true,
+            handed: Vec::new(),
             volumes: (0..volumes).map(volume).collect(),
         }
     }

@@ -65,11 +65,18 @@ pub fn settle(copies: Copies, record: &DiskRecord) -> Settled {
 /// partition isn't there were not made, or are wiped and gone; lengths are the table's.
 #[must_use]
 pub fn reconcile(record: &DiskRecord, table: &Table) -> DiskRecord {
+    // A partition that was being taken isn't ours if the table that counts is the one before.
+    let undone = record.change.filter(|change| change.from == Some(table.checksum())).and_then(|change| change.takes);
     let there = |volume: &VolumeRecord| {
+        if undone == Some(volume.partition) {
+            return None;
+        }
         let partition = table.partition(volume.partition)?;
         Some(VolumeRecord { start: partition.start, size: partition.size, ..volume.clone() })
     };
-    DiskRecord { change: None, volumes: record.volumes.iter().filter_map(there).collect(), ..record.clone() }
+    let mut handed = record.handed.clone();
+    handed.retain(|partition| undone != Some(*partition));
+    DiskRecord { change: None, handed, volumes: record.volumes.iter().filter_map(there).collect(), ..record.clone() }
 }
 
 /// Why a volume's partition isn't the one that was recorded, if so: another program was at it.

@@ -365,6 +365,17 @@ impl Table {
         Ok(())
     }
 
+    /// Gives a partition another type, and another name where one is said; nothing else of it changes.
+    pub fn mark(&mut self, guid: Guid, kind: Guid, name: Option<&str>) {
+        for entry in self.entries.iter_mut().filter(|e| e.is_used() && e.unique_partition_guid == guid.0) {
+            entry.partition_type_guid = kind.0;
+            if let Some(name) = name {
+                entry.partition_name = name.into();
+            }
+        }
+        self.normalize();
+    }
+
     /// Takes a partition out; one that is not there is out already.
     pub fn remove(&mut self, guid: Guid) {
         for entry in self.entries.iter_mut().filter(|e| e.is_used() && e.unique_partition_guid == guid.0) {

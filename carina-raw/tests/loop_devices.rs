@@ -10,13 +10,12 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use carina_core::exec::ProcessRunner;
 use carina_core::{
-    Bytes, DeviceGroup, Disk, Error, FormatRecord, FsType, GroupName, Health, Medium, PlanStep, PlannedDisk, Result,
-    SizeRange, Volume, VolumeBackend, VolumeName, VolumeRequest, VolumeType, Wipe,
+    Adoption, Bytes, DeviceGroup, Disk, Error, FormatRecord, FsType, GroupName, Health, Medium, PlanStep, PlannedDisk,
+    Result, SizeRange, Volume, VolumeBackend, VolumeName, VolumeRequest, VolumeType, Wipe,
 };
-use carina_raw::{Device, DiskSource, Guid, HostDisks, Open, RawBackend};
+use carina_raw::{HostDisks, RawBackend};
 
 /// Loop devices over sparse files; detached and removed when dropped.
 struct Loops {
@@ -77,7 +76,7 @@ impl Loops {
 
     fn looking(&self) -> RawBackend {
         let host = HostDisks::new(Arc::new(ProcessRunner::default()), Bytes::gib(10));
-        RawBackend::new(Arc::new(OnlyThese { host, names: self.devices.iter().map(|d| name(d)).collect() }))
+        RawBackend::new(Arc::new(host.limited_to(self.devices.clone())))
     }
 
     fn step(&self, group: &str) -> PlanStep {
@@ -94,45 +93,6 @@ impl Loops {
 impl Drop for Loops {
     fn drop(&mut self) {
         self.detach_all();
-    }
-}
-
-/// The disks of the host that a test made, and no other.
-struct OnlyThese {
-    host: HostDisks,
-    names: Vec<String>,
-}
-
-#[async_trait]
-impl DiskSource for OnlyThese {
-    async fn disks(&self) -> Result<Vec<Disk>> {
-        let mut disks = self.host.disks().await?;
-        disks.retain(|disk| self.names.contains(&disk.name));
-        Ok(disks)
-    }
-
-    fn set_minimum(&self, minimum: Bytes) {
-        self.host.set_minimum(minimum);
-    }
-
-    fn changed(&self, name: Option<&str>) {
-        self.host.changed(name);
-    }
-
-    async fn identify(&self, planned: &PlannedDisk) -> Result<()> {
-        self.host.identify(planned).await
-    }
-
-    async fn recheck(&self, planned: &PlannedDisk) -> Result<Disk> {
-        self.host.recheck(planned).await
-    }
-
-    fn open(&self, disk: &Disk, how: Open) -> io::Result<Box<dyn Device>> {
-        self.host.open(disk, how)
-    }
-
-    fn new_guid(&self) -> io::Result<Guid> {
-        self.host.new_guid()
     }
 }
 
@@ -446,4 +406,163 @@ async fn a_class_may_keep_the_blocks() {
     let volume = backend.create(&group(), &kept).await.unwrap();
     backend.delete(&volume.id).await.unwrap();
     assert_eq!(only_group(&backend).await.free, free, "at once");
+}
+
+/// A disk as the Go Carina leaves it: a GPT of its own, Linux partitions with its names, and one of others.
+fn disk_of_the_go_carina(device: &Path) {
+    let path = device.to_str().unwrap();
+    let script = "label: gpt\n\
+                  start=2048, size=524288, name=\"carina.io/aaaaaaaaaaaa\"\n\
+                  start=526336, size=131072, name=\"carina.io/bbbbbbbbbbbb\"\n\
+                  start=657408, size=131072, name=\"other\"\n";
+    sfdisk(path, script);
+    for (number, start, size) in [(1, 2048, 524_288), (2, 526_336, 131_072), (3, 657_408, 131_072)] {
+        run("addpart", &[path, &number.to_string(), &start.to_string(), &size.to_string()]);
+    }
+}
+
+fn sfdisk(path: &str, script: &str) {
+    let mut command = Command::new("sfdisk");
+    command.args(["--quiet", "--no-reread", path]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    io::Write::write_all(&mut child.stdin.take().unwrap(), script.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+fn claim_of(name: &str, size: Bytes) -> Adoption {
+    let name = name.parse().unwrap();
+    Adoption { name, volume_type: VolumeType::Raw, group: group(), size, exclusive: false }
+}
+
+/// The lines of the table about partitions, by number.
+fn entries(device: &Path) -> Vec<String> {
+    let dump = run("sfdisk", &["--dump", device.to_str().unwrap()]);
+    dump.lines().filter(|line| line.contains("start=")).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_of_the_go_carina_are_adopted_and_the_others_stay_as_they_are() {
+    let mut loops = Loops::new(&[Bytes::gib(20)]);
+    let device = loops.devices[0].clone();
+    disk_of_the_go_carina(&device);
+    let part = |number: u32| PathBuf::from(format!("{}p{number}", device.display()));
+    run("mkfs.ext4", &["-q", part(1).to_str().unwrap()]);
+    write(&part(2), Bytes::ZERO, b"a tenant's");
+    let before = entries(&device);
+    let backend = loops.looking();
+    let recovery = backend.recover().await.unwrap();
+    assert!(recovery.for_a_person.iter().any(|line| line.contains("Go Carina")), "{recovery:?}");
+
+    // Listed, and nothing of ours: no group, no volume.
+    let names: Vec<String> = backend.foreign().await.unwrap().into_iter().map(|foreign| foreign.name).collect();
+    assert_eq!(names, ["carina.io/aaaaaaaaaaaa", "carina.io/bbbbbbbbbbbb"]);
+    assert_eq!(backend.groups().await.unwrap(), []);
+    for wrong in [claim_of("pvc-x-aaaaaaaaaaaa", Bytes::mib(300)), claim_of("pvc-x-cccccccccccc", Bytes::mib(256))] {
+        assert!(backend.adopt(&wrong).await.is_err());
+    }
+    assert_eq!(entries(&device), before);
+
+    let claim = claim_of("pvc-x-aaaaaaaaaaaa", Bytes::mib(256));
+    let adopted = backend.adopt(&claim).await.unwrap();
+    assert_eq!((adopted.size, adopted.formatted), (Bytes::mib(256), Some(FormatRecord::Formatted(FsType::Ext4))));
+    assert_eq!(adopted.device, Some(part(1)));
+    assert_eq!(backend.adopt(&claim).await.unwrap(), adopted);
+    let other_group = Adoption { group: "other".parse().unwrap(), ..claim_of("pvc-x-bbbbbbbbbbbb", Bytes::mib(64)) };
+    assert!(matches!(backend.adopt(&other_group).await, Err(Error::Precondition(_))));
+    // Of the table one entry has changed, in its type alone.
+    let after = entries(&device);
+    assert_eq!(after[1..], before[1..]);
+    assert!(after[0].contains("carina.io/aaaaaaaaaaaa") && after[0] != before[0], "{after:?}");
+    // A disk that others use too gives no new volumes.
+    let figures = only_group(&backend).await;
+    assert_eq!((figures.size, figures.free, figures.volumes), (Bytes::mib(256), Bytes::ZERO, 1));
+    assert!(matches!(backend.create(&group(), &request("pvc-1", Bytes::mib(8))).await, Err(Error::NoCapacity(_))));
+
+    // It is still there after a reboot that reorders disks, and so is the other, which is adopted now.
+    drop(backend);
+    loops.reorder();
+    let device = loops.devices[0].clone();
+    let backend = loops.looking();
+    backend.recover().await.unwrap();
+    assert_eq!(backend.list().await.unwrap().len(), 1);
+    let block = backend.adopt(&claim_of("pvc-x-bbbbbbbbbbbb", Bytes::mib(64))).await.unwrap();
+    assert_eq!(block.formatted, Some(FormatRecord::Block));
+    assert_eq!(read(&backend.attach(&block.id).await.unwrap(), Bytes::ZERO, 10), b"a tenant's");
+    assert!(
+        matches!(expand(&backend, &adopted, Bytes::mib(512)).await, Err(Error::NoCapacity(_))),
+        "no room behind it"
+    );
+
+    // Deleted, they are zeroed and gone; what isn't ours is as it was.
+    for volume in [&adopted, &block] {
+        backend.delete(&volume.id).await.unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !backend.background().await.unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", backend.background().await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(entries(&device).len(), 1);
+    assert!(entries(&device)[0].contains("name=\"other\""));
+    assert!(read(&device, Bytes::mib(1), 1 << 20).iter().all(|byte| *byte == 0));
+    assert!(run("sfdisk", &["--verify", device.to_str().unwrap()]).contains("No errors detected"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bare_partition_is_handed_over_whole_and_given_back() {
+    let loops = Loops::new(&[Bytes::gib(30)]);
+    let device = &loops.devices[0];
+    let path = device.to_str().unwrap();
+    sfdisk(
+        path,
+        "label: gpt\nstart=2048, size=2048000, name=\"system\"\nstart=2050048, size=22020096, name=\"bare\"\n",
+    );
+    run("addpart", &[path, "1", "2048", "2048000"]);
+    run("addpart", &[path, "2", "2050048", "22020096"]);
+    let (system, bare) = (PathBuf::from(format!("{path}p1")), PathBuf::from(format!("{path}p2")));
+    run("mkfs.ext4", &["-q", system.to_str().unwrap()]);
+    let before = entries(device);
+    let host = HostDisks::new(Arc::new(ProcessRunner::default()), Bytes::gib(10));
+    let all = [device.clone(), system.clone(), bare.clone()];
+    let backend = RawBackend::new(Arc::new(host.limited_to(all)));
+    backend.recover().await.unwrap();
+    let disks = backend.disks().await.unwrap();
+    let disk = disks.iter().find(|disk| disk.name == name(&bare)).unwrap();
+    let step = |disk: &Disk| PlanStep::CreateGroup {
+        group: group(),
+        volume_type: VolumeType::Raw,
+        medium: Medium::Ssd,
+        disks: vec![PlannedDisk::from(disk)],
+    };
+    // One with something on it is not bare, and nothing is written.
+    let taken = disks.iter().find(|disk| disk.name == name(&system)).unwrap();
+    assert!(matches!(backend.apply(&step(taken)).await, Err(Error::Precondition(_))));
+    assert_eq!(entries(device), before);
+    backend.apply(&step(disk)).await.unwrap();
+    backend.apply(&step(disk)).await.unwrap();
+    let size = Bytes(22_020_096 * 512);
+    let figures = only_group(&backend).await;
+    assert_eq!((figures.size, figures.free, figures.disks), (size, size, vec![name(&bare)]));
+    assert_eq!(entries(device)[0], before[0]);
+    let grouped = backend.disks().await.unwrap();
+    let of = |device: &Path| grouped.iter().find(|disk| disk.name == name(device)).unwrap().group.clone();
+    assert_eq!((of(&bare), of(&system), of(device)), (Some(group()), None, None));
+
+    // Whoever asks gets all of it, within his limit, and then it is taken.
+    let limited = VolumeRequest {
+        size: SizeRange::new(Bytes::GIB, Some(Bytes::gib(2))).unwrap(),
+        ..request("pvc-0", Bytes::GIB)
+    };
+    assert!(matches!(backend.create(&group(), &limited).await, Err(Error::OutOfRange(_))));
+    let asked = VolumeRequest { exclusive: true, wipe: Wipe::None, ..request("pvc-1", Bytes::gib(5)) };
+    let volume = backend.create(&group(), &asked).await.unwrap();
+    assert_eq!((volume.size, volume.exclusive, volume.device.clone()), (size, true, Some(bare.clone())));
+    assert!(entries(device)[1].contains("name=\"carina.io/1\""));
+    assert!(matches!(backend.create(&group(), &request("pvc-2", Bytes::GIB)).await, Err(Error::NoCapacity(_))));
+    assert!(matches!(expand(&backend, &volume, Bytes::gib(20)).await, Err(Error::InvalidArgument(_))));
+    backend.delete(&volume.id).await.unwrap();
+    until_free(&backend, size).await;
+    assert!(bare.exists(), "the kernel has it again");
+    assert_eq!(backend.create(&group(), &request("pvc-3", Bytes::gib(5))).await.unwrap().size, size);
+    assert_eq!(entries(device)[0], before[0]);
 }

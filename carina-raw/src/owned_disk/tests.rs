@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fake::FakeDisk;
+use crate::guest::Claimed;
 
 const SIZE: Bytes = Bytes::mib(64);
 
@@ -483,4 +484,108 @@ fn a_quarantine_is_kept_on_the_disk_and_taken_back() {
     assert!(!owned(&fake).in_use(&id("a")).unwrap());
     fake.set_busy(1, true);
     assert!(owned(&fake).in_use(&id("a")).unwrap());
+}
+
+/// A disk with a table of somebody else: one partition of the Go Carina, one of others.
+fn foreign_disk() -> FakeDisk {
+    let disk = FakeDisk::new(SIZE);
+    let mut table = Table::new(SIZE, 512, Guid::derived(&["theirs"])).unwrap();
+    let linux: Guid = "0fc63daf-8483-4772-8e79-3d69d8477de4".parse().unwrap();
+    for (n, name, start, size) in [(1, "carina.io/abc", 1, 16), (2, "system", 17, 8), (3, "bare", 32, 16)] {
+        let guid = Guid::derived(&[name]);
+        assert_eq!(table.add(guid, name, mib(start), mib(size)), Ok(n));
+        table.mark(guid, linux, None);
+    }
+    for region in [table.boot_sector(), table.primary(), table.backup()] {
+        disk.put(&region);
+    }
+    disk
+}
+
+fn of_pvc_abc() -> Claimed {
+    let name: VolumeName = "pvc-abc".parse().unwrap();
+    Claimed { id: VolumeId::plain(&name), name, size: mib(16), exclusive: false, cluster: None }
+}
+
+/// What a foreign disk has of partitions that are none of ours, and ours by name.
+fn others(disk: &FakeDisk) -> Vec<Partition> {
+    let table = Copies::read(disk).unwrap().agreed().unwrap();
+    table.partitions().into_iter().filter(|p| p.kind != VOLUME_TYPE).collect()
+}
+
+#[test]
+fn an_adoption_or_a_handover_that_is_cut_is_whole_or_undone() {
+    let before = others(&foreign_disk());
+    for cut in 0..40 {
+        for adopt in [true, false] {
+            let disk = foreign_disk();
+            disk.cut_after(cut);
+            let taken = if adopt {
+                owned(&disk).adopt(&group(), Medium::Ssd, &of_pvc_abc())
+            } else {
+                owned(&disk).take_partition(&group(), Medium::Ssd, mib(32), mib(16))
+            };
+            disk.reboot();
+            let left = match inspect(&disk).unwrap() {
+                // Before the record was whole nothing of the table was touched.
+                Inspected::NotOurs | Inspected::Unreadable(_) => others(&disk),
+                Inspected::Ours(_) => {
+                    owned(&disk).mend().unwrap();
+                    let contents = owned(&disk).contents().unwrap();
+                    assert_eq!(contents.flaw, None, "cut {cut}");
+                    let ours = contents.record.volumes.len() + contents.record.handed.len();
+                    assert!(ours == 1 || taken.is_err(), "cut {cut}");
+                    assert_eq!(others(&disk).len() + ours, before.len(), "cut {cut}");
+                    others(&disk)
+                }
+            };
+            assert!(left.iter().all(|partition| before.contains(partition)), "cut {cut}");
+            if taken.is_err() && !matches!(inspect(&disk).unwrap(), Inspected::Unreadable(_)) {
+                // What was undone can be done.
+                let again = if adopt {
+                    owned(&disk).adopt(&group(), Medium::Ssd, &of_pvc_abc()).map(drop)
+                } else {
+                    owned(&disk).take_partition(&group(), Medium::Ssd, mib(32), mib(16)).map(drop)
+                };
+                let made = owned(&disk).contents().unwrap();
+                assert!(again.is_ok() || made.record.volumes.len() + made.record.handed.len() == 1, "{again:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_disk_without_room_for_a_record_is_left_as_it_is() {
+    let boot_loader = foreign_disk();
+    boot_loader.fill(Bytes(128 << 10), Bytes(512), 0xEB);
+    let early = FakeDisk::new(SIZE);
+    let mut table = Table::new(SIZE, 512, Guid::derived(&["theirs"])).unwrap();
+    table.add(Guid::derived(&["x"]), "x", mib(1), mib(16)).unwrap();
+    early.put(&table.primary());
+    for (disk, why) in [(boot_loader, "boot loader"), (early, "backup")] {
+        let before = disk.copy();
+        let refused = owned(&disk).adopt(&group(), Medium::Ssd, &of_pvc_abc()).unwrap_err();
+        assert!(matches!(&refused, Error::Precondition(m) if m.contains(why)), "{refused}");
+        assert!(disk.same_bytes(&before));
+    }
+}
+
+#[test]
+fn a_handed_over_partition_has_one_volume_after_another() {
+    let disk = foreign_disk();
+    let owner = owned(&disk);
+    owner.take_partition(&group(), Medium::Ssd, mib(32), mib(16)).unwrap();
+    for name in ["pvc-one", "pvc-two"] {
+        disk.fill(mib(40), mib(1), 0xA5);
+        let contents = owner.create(&new(name, mib(32), mib(16))).unwrap();
+        assert_eq!(contents.raw_disks("sdb", SIZE)[0].slots_left(), 0);
+        assert!(owner.create(&new("pvc-other", mib(32), mib(16))).is_err());
+        owner.delete(&id(name)).unwrap();
+        assert!(owner.contents().unwrap().raw_disks("sdb", SIZE)[0].gaps.is_empty(), "it is being zeroed");
+        wipe_all(&owner);
+        assert!(disk.bytes(mib(40), mib(1)).iter().all(|byte| *byte == 0));
+        let free = owner.contents().unwrap().raw_disks("sdb", SIZE);
+        assert_eq!((free.len(), free[0].name.as_str(), free[0].whole().unwrap().size), (1, "sdb3", mib(16)));
+    }
+    assert_eq!(others(&disk).len(), 2);
 }

@@ -68,7 +68,7 @@ impl OwnedDisk {
                 return Err(Error::Precondition(format!("{what}: it has partitions; nothing was changed")));
             }
             // As at the beginning of a claim, in both slots: what is cut from here on is claimed anew.
-            let change = Some(Change { from: None, to: table.checksum() });
+            let change = Some(Change { from: None, to: table.checksum(), takes: None });
             let leaving = DiskRecord { change, ..contents.record.clone() };
             let first = self.write_record(&what, &leaving, Some(&contents.found))?;
             let last = self.write_record(&what, &leaving, Some(&first))?;

@@ -22,7 +22,16 @@ fn claimed(size: Bytes) -> FakeDisk {
 
 fn volume(name: &str, start: Bytes, size: Bytes) -> NewVolume {
     let name: VolumeName = name.parse().unwrap();
-    NewVolume { id: VolumeId::plain(&name), name, start, size, exclusive: false, wipe: Wipe::None, cluster: None }
+    NewVolume {
+        id: VolumeId::plain(&name),
+        name,
+        start,
+        size,
+        exclusive: false,
+        wipe: Wipe::None,
+        cluster: None,
+        ephemeral: None,
+    }
 }
 
 #[test]
