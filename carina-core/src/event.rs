@@ -136,6 +136,8 @@ reasons! {
     GroupPolicyConflict: Warning,
     /// The config could not be read, or makes no sense: the one from before stays.
     ConfigRejected: Warning,
+    /// The API server refuses what the node's agent needs of it.
+    ApiRefused: Warning,
     /// A StorageClass declares a group that this node cannot have.
     ClassRefused: Warning,
     /// A step of the plan failed.

@@ -16,7 +16,7 @@ use carina_core::{
     Bytes, Engine, Error, FormatRecord, FsType, GroupName, Medium, MostRoom, PlanStep, PlannedDisk, Retry,
     VolumeBackend, VolumeService, VolumeType,
 };
-use carina_csi::{LinuxMounter, MemoryMounter, Mounter};
+use carina_csi::{LinuxMounter, MemoryMounter, MountOptions, Mounter};
 use suite::every_rule;
 use suite::fixture::{Fixture, Machine, block, create_request, ext4, publish_request, refused, stage_request};
 use tonic::Code;
@@ -448,4 +448,32 @@ async fn ephemeral_volumes_that_were_left_behind_go_and_others_stay() {
     for kept in ["published", "folder-kept", "mounted", "csi-claimed"] {
         assert!(left.iter().any(|name| name == kept), "{kept} stays: {left:?}");
     }
+}
+
+/// The Go Carina had no stage: it mounted a node of the device, made by itself, where the pod has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_go_carina_published_is_taken_down() {
+    let f = on_loop_devices().await;
+    let (staging, target) = (f.path("staging"), f.path("target"));
+    let node_of = async |volume: &carina_csi::proto::Volume, path: &str| {
+        let device = f.machine.service.attach(&volume.volume_id.parse().unwrap()).await.unwrap();
+        let number = f.machine.mounter.device_number(&device).await.unwrap();
+        let (major, minor) = (number.major.to_string(), number.minor.to_string());
+        let made = std::process::Command::new("mknod").args([path, "b", &major, &minor]).status().unwrap();
+        assert!(made.success());
+    };
+    let volume = f.create("pvc-old", Bytes::mib(16), &ext4()).await;
+    f.stage(&volume, &staging, &ext4()).await.unwrap();
+    f.unstage(&volume, &staging).await.unwrap();
+    node_of(&volume, &f.path("carina-node")).await;
+    let publish = async || {
+        std::fs::create_dir(&target).unwrap();
+        let (node, options) = (f.path("carina-node"), MountOptions::parse::<&str>(&[]).unwrap());
+        f.machine.mounter.mount(Path::new(&node), Path::new(&target), FsType::Ext4, &options).await.unwrap();
+    };
+    publish().await;
+    f.unpublish(&volume, &target).await.unwrap();
+    assert!(!Path::new(&target).exists());
+    f.unstage(&volume, &staging).await.unwrap();
+    f.delete(&volume).await;
 }

@@ -2,6 +2,7 @@
 //! [`NodeStorageResource`]. The node's agent makes what LogicVolumes ask for and publishes what the
 //! node has; the controller places volumes and waits for the agents.
 
+pub mod access;
 mod asked;
 pub mod clock;
 pub mod condition;

@@ -1,6 +1,7 @@
 //! The agent of a node: makes what LogicVolumes ask for, and publishes what the node has.
 
 pub mod agent;
+mod classes;
 mod cluster_id;
 mod decide;
 pub mod kubelet;

@@ -1,7 +1,8 @@
 //! `cargo xtask soak`: cuts the power of a machine that makes, grows and
 //! deletes volumes, again and again on the same disks, and has it check after
 //! each cut that no acknowledged volume is lost and no space has leaked. Before
-//! that, placement is compared with its oracle on millions of random cases.
+//! that, placement is compared with its oracle on millions of random cases,
+//! and a cluster whose agents and controllers die has to end all that it began.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -41,6 +42,12 @@ pub struct Soak {
     /// On how many random cases placement is compared with its oracle.
     #[arg(long, default_value_t = 3_000_000)]
     placements: u64,
+    /// How many volumes live on simulated nodes in a cluster whose agents and controllers die at random.
+    #[arg(long, default_value_t = 1000)]
+    volumes: u32,
+    /// On how many nodes.
+    #[arg(long, default_value_t = 50)]
+    nodes: u32,
     /// What runs the guest.
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     accel: Choice,
@@ -50,7 +57,7 @@ impl Soak {
     /// The short form that CI runs.
     pub fn short() -> Self {
         // The tests compare enough placements.
-        Self { rounds: 3, seed: Some(1), placements: 0, accel: Choice::Auto }
+        Self { rounds: 3, seed: Some(1), placements: 0, volumes: 0, nodes: 0, accel: Choice::Auto }
     }
 
     /// Runs all rounds; the exit code says whether everything held.
@@ -59,6 +66,7 @@ impl Soak {
         let seed = self.seed.unwrap_or(now.as_secs());
         let started = Instant::now();
         compare_placements(self.placements, seed)?;
+        converge(self.volumes, self.nodes, seed)?;
         if self.rounds == 0 {
             return Ok(0);
         }
@@ -113,6 +121,32 @@ fn compare_placements(cases: u64, seed: u64) -> Result<()> {
         .env("CARINA_SEED", seed.to_string());
     let status = test.status().context("cargo did not run")?;
     if status.success() { Ok(()) } else { Err(Error::new("placement differs from its oracle; the case is above")) }
+}
+
+/// Lets volumes be made, grown and deleted in a cluster where agents and controllers die.
+fn converge(volumes: u32, nodes: u32, seed: u64) -> Result<()> {
+    if volumes == 0 {
+        return Ok(());
+    }
+    println!("soak: {volumes} volumes on {nodes} simulated nodes, seed {seed}");
+    let mut test = workspace::cargo();
+    test.args([
+        "test",
+        "--quiet",
+        "--release",
+        "-p",
+        "carina-k8s",
+        "--test",
+        "cluster",
+        "many_volumes",
+        "--",
+        "--nocapture",
+    ])
+    .env("CARINA_VOLUMES", volumes.to_string())
+    .env("CARINA_NODES", nodes.to_string())
+    .env("CARINA_SEED", seed.to_string());
+    let status = test.status().context("cargo did not run")?;
+    if status.success() { Ok(()) } else { Err(Error::new("not every volume ended as it should; see above")) }
 }
 
 struct Rig<'a> {

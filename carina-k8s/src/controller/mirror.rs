@@ -10,6 +10,8 @@ use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 
+use crate::access::{CONTROLLER, explain_watch};
+
 /// What is known of the objects of a kind, by their [`key`]. What our own writes answered is known at once;
 /// the watch brings the rest. Their managed fields are left out: nobody reads them.
 pub struct Mirror<K> {
@@ -19,6 +21,8 @@ pub struct Mirror<K> {
     /// Counts the changes.
     changes: watch::Sender<u64>,
     synced: watch::Sender<bool>,
+    /// Why the API server refuses the watch, while it does so for a reason that stays until somebody acts.
+    refused: watch::Sender<Option<String>>,
     /// Which objects are of use; the others are let go as they come.
     wanted: fn(&K) -> bool,
 }
@@ -47,6 +51,7 @@ impl<K> Default for Mirror<K> {
             waiting: Mutex::default(),
             changes: watch::Sender::new(0),
             synced: watch::Sender::new(false),
+            refused: watch::Sender::new(None),
             wanted: |_| true,
         }
     }
@@ -78,6 +83,18 @@ where
     pub async fn synced(&self) {
         // The sender lives as long as this borrow, so waiting cannot fail.
         let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// Waits until the API server refuses the watch for a reason that stays until somebody acts.
+    pub async fn refused(&self) -> String {
+        let mut refused = self.refused.subscribe();
+        loop {
+            if let Some(reason) = refused.borrow_and_update().clone() {
+                return reason;
+            }
+            // The sender lives as long as this borrow, so waiting cannot fail.
+            let _ = refused.changed().await;
+        }
     }
 
     /// Told at each change.
@@ -153,8 +170,14 @@ where
                         }
                     }
                     self.synced.send_replace(true);
+                    self.refused.send_replace(None);
                 }
-                Err(error) => tracing::warn!("{} are not watched, which is tried again: {error}", K::plural(&())),
+                Err(error) => {
+                    let (words, stays) = explain_watch(&error, CONTROLLER);
+                    let words = format!("{} are not watched: {words}", K::plural(&()));
+                    tracing::warn!("{words} (tried again)");
+                    self.refused.send_replace(stays.then_some(words));
+                }
             }
         }
     }

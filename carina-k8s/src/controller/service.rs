@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::allocator::Allocator;
 use super::mirror::Mirror;
+use crate::access::{CONTROLLER, explain};
 use crate::condition::condition;
 use crate::event::{AGENT_SILENT, Recorder, Regarding};
 use crate::failure::{DELETED, HEALTHY, READY, RESIZED, recorded};
@@ -76,7 +77,11 @@ impl ClusterVolumes {
     async fn alone<T>(&self, name: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
         let _turn = Turn::take(&self.in_flight, name)?;
         let call = async {
-            self.volumes.synced().await;
+            tokio::select! {
+                () = self.volumes.synced() => {}
+                // Nothing would come of waiting.
+                reason = self.volumes.refused() => return Err(Error::Unhealthy(reason)),
+            }
             call.await
         };
         tokio::pin!(call);
@@ -470,16 +475,5 @@ fn not_here(id: &VolumeId) -> Error {
 
 /// The API server failed a request. The work may have been done, so this is no final answer.
 fn unreachable(operation: &str, error: &kube::Error) -> Error {
-    match error {
-        kube::Error::Api(refused) if refused.code == 403 => Error::Unhealthy(format!(
-            "{operation}: the API server forbids it ({}); give the service account of carina-controller the ClusterRole \
-             of deploy/kubernetes/controller.yaml",
-            refused.message
-        )),
-        kube::Error::Api(refused) if refused.code == 404 => Error::Unhealthy(format!(
-            "{operation}: the API server knows no such thing ({}); are the definitions in deploy/kubernetes/crds applied?",
-            refused.message
-        )),
-        error => Error::Unhealthy(format!("{operation}: the API server failed: {error}")),
-    }
+    Error::Unhealthy(format!("{operation}: {}", explain(error, CONTROLLER).0))
 }

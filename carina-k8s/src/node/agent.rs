@@ -10,6 +10,7 @@ use kube::Client;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use super::classes::Classes;
 use super::orphans::{Orphans, Place};
 use super::{Publisher, Volumes, cluster_id, kubelet, labels, pages, storage, telling};
 use crate::clock::Clock;
@@ -62,7 +63,10 @@ pub async fn run(
     tasks.spawn(web::serve(http, pages));
     tasks.spawn(web::serve(metrics, figures));
     let settings = watch::Sender::new(config);
-    let (mut strategies, grouped_by, judged_by) = (settings.subscribe(), settings.subscribe(), settings.subscribe());
+    // What the disks are grouped by: the config, and what StorageClasses declare beside it.
+    let effective = watch::Sender::new(settings.borrow().clone());
+    let (mut strategies, configured, judged_by) = (settings.subscribe(), settings.subscribe(), settings.subscribe());
+    let grouped_by = effective.subscribe();
     tasks.spawn(async move {
         while strategies.changed().await.is_ok() {
             placement.set_strategy(strategies.borrow_and_update().strategy);
@@ -72,11 +76,23 @@ pub async fn run(
     let (keys, devices) = (watch::Sender::new(None), storage::device_events(&options));
     let keeper = Keeper::new(engine.clone(), grouped_by, keys.subscribe(), devices, Arc::clone(&changed));
     tasks.spawn(keeper.run());
+    let known = keys.subscribe();
     tasks.spawn(labels::follow(client.clone(), node.clone(), keys));
     let events = Recorder::new(client.clone(), "carina-node", &node);
     let publisher =
         Publisher::new(client.clone(), &node, engine.clone(), recovery, events.clone(), Arc::clone(&changed));
     kubelet::keep_told(&options, &publisher.seen(), &mut tasks)?;
+    let classes = Classes {
+        node: node.clone(),
+        engine: engine.clone(),
+        config: configured,
+        labels: known,
+        effective,
+        declared: publisher.declared(),
+        changed: Arc::clone(&changed),
+        events: events.clone(),
+    };
+    tasks.spawn(classes.run(client.clone()));
     let found = watch::Sender::new(Vec::new());
     tasks.spawn(publisher.with_orphans(found.subscribe()).run());
     let told = telling::tell(engine.clone(), client.clone(), node.clone(), events.clone(), Arc::clone(&changed));

@@ -11,6 +11,7 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, Resource};
 use tokio::sync::{Notify, watch};
 
+use super::classes::DeclaredBy;
 use super::telling;
 use crate::condition::{Finding, conditions};
 use crate::event::{NEEDS_A_PERSON, Recorder, Regarding};
@@ -39,6 +40,7 @@ pub struct Publisher {
     changed: Arc<Notify>,
     seen: watch::Sender<NodeStorageStatus>,
     orphans: Option<watch::Receiver<Vec<OrphanFigures>>>,
+    declared: watch::Sender<DeclaredBy>,
 }
 
 impl Publisher {
@@ -53,8 +55,8 @@ impl Publisher {
         changed: Arc<Notify>,
     ) -> Self {
         let (api, nodes) = (Api::all(client.clone()), Api::all(client));
-        let seen = watch::Sender::default();
-        Self { node: node.into(), engine, recovery, api, nodes, events, changed, seen, orphans: None }
+        let (seen, declared) = (watch::Sender::default(), watch::Sender::default());
+        Self { node: node.into(), engine, recovery, api, nodes, events, changed, seen, orphans: None, declared }
     }
 
     /// What the node was last seen to have, whether or not it could be published; nothing at first.
@@ -67,6 +69,12 @@ impl Publisher {
     #[must_use]
     pub fn with_orphans(self, found: watch::Receiver<Vec<OrphanFigures>>) -> Self {
         Self { orphans: Some(found), ..self }
+    }
+
+    /// Where to say which StorageClasses declare which group.
+    #[must_use]
+    pub fn declared(&self) -> watch::Sender<DeclaredBy> {
+        self.declared.clone()
     }
 
     /// Publishes until it is dropped. The object is left as it is then: a restart of the agent changes
@@ -126,7 +134,14 @@ impl Publisher {
         let volumes = self.engine.list().await?;
         let groups = self.engine.groups().await?;
         let disks = self.engine.disks().await?;
-        Ok(NodeStorageStatus::of(&disks, &groups, &volumes))
+        let mut status = NodeStorageStatus::of(&disks, &groups, &volumes);
+        let declared = self.declared.borrow();
+        for group in &mut status.groups {
+            let by = declared.iter().find(|(name, _)| name.as_str() == group.name);
+            group.declared_by = by.map(|(_, classes)| classes.clone()).unwrap_or_default();
+        }
+        drop(declared);
+        Ok(status)
     }
 
     /// The object of this node, owned by the Node where there is one, so that it goes with it.

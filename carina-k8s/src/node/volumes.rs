@@ -1,13 +1,13 @@
 //! The reconciler of a node's LogicVolumes: watches them, decides, acts, and says how they stand.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use carina_core::{Engine, Error, Subject, Volume, VolumeId, VolumeService};
+use carina_core::{Engine, Error, Event, Reason, Subject, Volume, VolumeId, VolumeService};
 use futures::{Future, StreamExt, stream};
 use jiff::Timestamp;
 use kube::api::{Api, ListParams, Patch, PatchParams};
-use kube::runtime::controller::{Action, Controller};
+use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::Store;
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 
 use super::decide::{Decision, Found, decide};
 use super::verdict::Verdict;
+use crate::access::{NODE, explain, explain_watch};
 use crate::condition::Finding;
 use crate::event::{ADOPTED, DELETE_SUCCESS, Recorder, Regarding};
 use crate::failure::{DELETED, READY, RESIZED, reason};
@@ -31,6 +32,9 @@ const AFTER_FAILED_DELETE: Duration = Duration::from_secs(10);
 const NOT_ADOPTED: Duration = Duration::from_secs(300);
 /// How often a volume in trouble is looked at on the disks; nothing is written while nothing changes.
 const IN_TROUBLE: Duration = Duration::from_secs(30);
+
+/// What this part of the agent is called where it says what it sees.
+const API_SERVER: &str = "API server";
 
 /// The reconciler of one node.
 pub struct Volumes {
@@ -80,8 +84,9 @@ impl Volumes {
             () = stop.clone() => return,
         };
         let api = Api::all(self.client.clone());
+        let me = Arc::new(self);
         // What happens to the storage may change how every volume of it stands.
-        let heard = stream::unfold(self.engine.events(), |mut events| async move {
+        let heard = stream::unfold(me.engine.events(), |mut events| async move {
             loop {
                 let event = events.next().await?;
                 if matches!(event.subject, Subject::Group { .. } | Subject::Volume { .. }) {
@@ -90,7 +95,7 @@ impl Volumes {
             }
         });
         let controller = Controller::new(api, watched);
-        self.store.send_replace(Some(controller.store()));
+        me.store.send_replace(Some(controller.store()));
         controller
             .reconcile_all_on(heard)
             .graceful_shutdown_on(stop)
@@ -100,9 +105,12 @@ impl Volumes {
                     tracing::warn!(volume = %object.name_any(), "tried again in {AFTER_ERROR:?}: {error}");
                     Action::requeue(AFTER_ERROR)
                 },
-                Arc::new(self),
+                Arc::clone(&me),
             )
-            .for_each(|_| async {})
+            .for_each(|result| {
+                me.look_at(&result);
+                std::future::ready(())
+            })
             .await;
     }
 
@@ -111,7 +119,10 @@ impl Volumes {
         let selector = format!("spec.nodeName={}", self.node);
         loop {
             match self.api.list_metadata(&ListParams::default().fields(&selector).limit(1)).await {
-                Ok(_) => return watcher::Config::default().fields(&selector),
+                Ok(_) => {
+                    self.engine.stand(API_SERVER, SystemTime::now(), Vec::new());
+                    return watcher::Config::default().fields(&selector);
+                }
                 Err(kube::Error::Api(status)) if status.code == 400 => {
                     tracing::info!(
                         "this API server cannot select LogicVolumes by node (it can from Kubernetes 1.31 on): the \
@@ -120,10 +131,28 @@ impl Volumes {
                     return watcher::Config::default();
                 }
                 Err(error) => {
-                    tracing::warn!("LogicVolumes cannot be listed, trying again in {AFTER_ERROR:?}: {error}");
+                    self.refused(explain(&error, NODE));
                     tokio::time::sleep(AFTER_ERROR).await;
                 }
             }
+        }
+    }
+
+    /// Tells of a watch that the API server refuses, and when it no longer does.
+    fn look_at<T, E>(&self, result: &Result<T, controller::Error<E, watcher::Error>>) {
+        match result {
+            Err(controller::Error::QueueError(error)) => self.refused(explain_watch(error, NODE)),
+            Ok(_) => self.engine.stand(API_SERVER, SystemTime::now(), Vec::new()),
+            Err(_) => {}
+        }
+    }
+
+    fn refused(&self, (words, stays): (String, bool)) {
+        tracing::warn!("LogicVolumes are not watched, which is tried again: {words}");
+        if stays {
+            let now = SystemTime::now();
+            let message = format!("LogicVolumes are not watched: {words}. Mounts are served all the same");
+            self.engine.stand(API_SERVER, now, vec![Event::new(Subject::Node, Reason::ApiRefused, message, now)]);
         }
     }
 

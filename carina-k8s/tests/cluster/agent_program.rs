@@ -3,12 +3,22 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use carina_core::{Bytes, GroupName, SizeRange, VolumeRequest};
 use carina_csi::proto::identity_client::IdentityClient;
 use carina_csi::proto::node_client::NodeClient;
-use carina_csi::proto::{NodeGetInfoRequest, ProbeRequest};
+use carina_csi::proto::volume_capability::access_mode::Mode;
+use carina_csi::proto::volume_capability::{AccessMode, AccessType, MountVolume};
+use carina_csi::proto::{
+    NodeGetInfoRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
+    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, ProbeRequest, VolumeCapability,
+};
+use carina_k8s::LogicVolume;
 use carina_k8s::node::agent;
 use carina_k8s::options::NodeOptions;
 use clap::Parser;
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::Api;
+use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
@@ -32,10 +42,14 @@ pub fn free_address() -> String {
 
 impl Program {
     pub fn start(server: &impl Server) -> Self {
+        Self::start_with(server, r#"{"diskSelector": ["sd*"]}"#)
+    }
+
+    pub fn start_with(server: &impl Server, config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (http, metrics) = (free_address(), free_address());
         let path = |name: &str| folder.path().join(name).display().to_string();
-        std::fs::write(path("config.json"), r#"{"diskSelector": ["sd*"]}"#).unwrap();
+        std::fs::write(path("config.json"), config).unwrap();
         let arguments = [
             ("--node-name", "n1".to_owned()),
             ("--csi-address", path("csi.sock")),
@@ -101,6 +115,122 @@ pub async fn get(address: &str, path: &str) -> Option<(u16, String)> {
     stream.read_to_string(&mut answer).await.ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+/// Pods come and go without a word to the API server.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_served_while_the_api_server_is_away() {
+    let server = ApiServer::new();
+    let program = Program::start(&server);
+    soon("the node is published", async || {
+        let nsr = server.object("carina.storage.io/nodestorageresources", "n1")?;
+        (nsr["status"]["groups"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
+    let api: Api<LogicVolume> = Api::all(server.client());
+    let request = VolumeRequest::new("pvc-1".parse().unwrap(), SizeRange::at_least(Bytes::GIB).unwrap());
+    api.create(&PostParams::default(), &LogicVolume::for_request(&request, "n1", &GroupName::ssd())).await.unwrap();
+    soon("the volume is made", async || {
+        (server.object("carina.storage.io/logicvolumes", "pvc-1")?["status"]["status"] == "Success").then_some(())
+    })
+    .await;
+    server.set_down(true);
+    let mut node = NodeClient::new(program.channel().await);
+    let path = |name: &str| program.folder.path().join(name).display().to_string();
+    let capability = VolumeCapability {
+        access_mode: Some(AccessMode { mode: Mode::SingleNodeMultiWriter.into() }),
+        access_type: Some(AccessType::Mount(MountVolume { fs_type: "ext4".to_owned(), ..MountVolume::default() })),
+    };
+    let inline = [("csi.storage.k8s.io/ephemeral", "true"), ("carina.storage.io/size", "64Mi")];
+    for (id, staging, context) in [("volume-pvc-1", path("staging"), &[][..]), ("csi-ab12", String::new(), &inline[..])]
+    {
+        let target = path(&format!("{id}-mount"));
+        if !staging.is_empty() {
+            let stage = NodeStageVolumeRequest {
+                volume_id: id.to_owned(),
+                staging_target_path: staging.clone(),
+                volume_capability: Some(capability.clone()),
+                ..NodeStageVolumeRequest::default()
+            };
+            node.node_stage_volume(stage).await.unwrap();
+        }
+        let publish = NodePublishVolumeRequest {
+            volume_id: id.to_owned(),
+            staging_target_path: staging.clone(),
+            target_path: target.clone(),
+            volume_capability: Some(capability.clone()),
+            volume_context: context.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            ..NodePublishVolumeRequest::default()
+        };
+        node.node_publish_volume(publish).await.unwrap();
+        let stats = NodeGetVolumeStatsRequest {
+            volume_id: id.to_owned(),
+            volume_path: target.clone(),
+            ..NodeGetVolumeStatsRequest::default()
+        };
+        assert!(node.node_get_volume_stats(stats).await.unwrap().into_inner().usage[0].total > 0);
+        let unpublish = NodeUnpublishVolumeRequest { volume_id: id.to_owned(), target_path: target };
+        node.node_unpublish_volume(unpublish).await.unwrap();
+        if !staging.is_empty() {
+            let unstage = NodeUnstageVolumeRequest { volume_id: id.to_owned(), staging_target_path: staging };
+            node.node_unstage_volume(unstage).await.unwrap();
+        }
+    }
+    let (_, volumes) = get(&program.http, "/volume").await.unwrap();
+    let volumes: Value = serde_json::from_str(&volumes).unwrap();
+    assert_eq!(volumes.as_array().unwrap().len(), 1, "the inline volume is gone: {volumes}");
+    server.set_down(false);
+    program.stop().await;
+}
+
+/// A class brings its own group; one that would take what is another's is refused, and nothing is lost with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storage_class_may_declare_a_group() {
+    let server = ApiServer::new();
+    let program = Program::start_with(&server, r#"{"diskSelector": ["sdb", "sdc"]}"#);
+    let classes: Api<StorageClass> = Api::all(server.client());
+    let class = |name: &str, selection: &str| StorageClass {
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        provisioner: "carina.storage.io".to_owned(),
+        parameters: Some([("carina.storage.io/disk-selection".to_owned(), selection.to_owned())].into()),
+        ..StorageClass::default()
+    };
+    let bulk = r#"{"name": "bulk", "policy": "LVM", "re": ["sdd"], "nodes": ["n1"]}"#;
+    classes.create(&PostParams::default(), &class("bulk", bulk)).await.unwrap();
+    let elsewhere = r#"{"name": "elsewhere", "policy": "LVM", "re": ["sde"], "nodes": ["n2"]}"#;
+    classes.create(&PostParams::default(), &class("elsewhere", elsewhere)).await.unwrap();
+    let group = async |name: &str| {
+        let nsr = server.object("carina.storage.io/nodestorageresources", "n1")?;
+        nsr["status"]["groups"].as_array()?.iter().find(|group| group["name"] == name).cloned()
+    };
+    let made = soon("the class's group is published", async || {
+        group("bulk").await.filter(|bulk| bulk["declaredBy"][0] == "bulk")
+    })
+    .await;
+    assert_eq!((&made["disks"][0], &made["medium"]), (&"sdd".into(), &"hdd".into()));
+
+    let greedy = r#"{"name": "greedy", "policy": "LVM", "re": ["sd[a-e]"]}"#;
+    classes.create(&PostParams::default(), &class("greedy", greedy)).await.unwrap();
+    let told = |kind: &str, reason: &str| {
+        server
+            .objects("events.k8s.io/events")
+            .into_iter()
+            .find(|event| event["regarding"]["kind"] == kind && event["reason"] == reason)
+    };
+    let event = soon("the refusal is told", async || told("StorageClass", "GroupRefused")).await;
+    assert_eq!(event["regarding"]["name"], "greedy");
+    assert!(event["note"].as_str().unwrap().contains("is selected for group carina-vg-ssd too"), "{event}");
+    soon("it is a condition", async || {
+        let nsr = server.object("carina.storage.io/nodestorageresources", "n1")?;
+        let conditions = nsr["status"]["conditions"].as_array()?.clone();
+        conditions.into_iter().find(|c| c["type"] == "ConfigApplied" && c["reason"] == "ClassRefused")
+    })
+    .await;
+    classes.delete("bulk", &DeleteParams::default()).await.unwrap();
+    soon("what holds is told", async || told("Node", "SelectorUnselectsAll")).await;
+    assert_eq!(group("bulk").await.unwrap()["disks"][0], "sdd", "a class that is deleted takes nothing with it");
+    assert!(group("greedy").await.is_none() && group("elsewhere").await.is_none());
+    program.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use axum::response::IntoResponse;
 use futures::stream;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
@@ -114,6 +115,32 @@ impl ApiServer {
     /// Puts a fault on the next `times` requests of this method whose path contains `path`.
     pub fn inject(&self, method: Method, path: &str, times: usize, fault: Fault) {
         self.lock().rules.push_back(Rule { method, path: path.to_owned(), times, fault });
+    }
+
+    /// Takes all faults away.
+    pub fn clear_faults(&self) {
+        self.lock().rules.clear();
+    }
+
+    /// Serves it on a port of this machine, for programs; where.
+    pub async fn listen(&self) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = self.clone();
+        let answer = move |request: axum::extract::Request| {
+            let server = server.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+                let reply = server.serve(Request::from_parts(parts, Body::from(body.to_vec()))).await;
+                reply.map_or_else(
+                    |_| StatusCode::BAD_GATEWAY.into_response(),
+                    |reply| reply.map(axum::body::Body::new).into_response(),
+                )
+            }
+        };
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        address
     }
 
     /// Ends every watch that is open, as a restart of the server does.

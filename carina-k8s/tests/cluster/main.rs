@@ -2,8 +2,10 @@
 //! time, and against a real kube-apiserver where `KUBEBUILDER_ASSETS` names a folder that has one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod agent_memory;
 mod agent_program;
 mod api_server;
+mod bad_input;
 mod control_plane;
 mod controller;
 mod controller_program;
