@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::{
-    Adoption, Bytes, Capabilities, DeviceGroup, Disk, Error, Event, Foreign, FormatRecord, GroupName, GroupSelector,
-    Holding, Placement, PlanStep, Recovery, Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName,
+    Adoption, Capabilities, DeviceGroup, Disk, Error, Event, Foreign, FormatRecord, GroupName, GroupSelector, Holding,
+    Placement, PlanStep, Recovery, Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeKind, VolumeName,
     VolumeRequest, VolumeService, VolumeType, Zeroing,
 };
 use drain::Drains;
@@ -461,28 +461,9 @@ impl VolumeService for Engine {
         Ok(volumes)
     }
 
-    async fn room(
-        &self,
-        volume_type: VolumeType,
-        group: &GroupSelector,
-        exclusive: bool,
-        _node: Option<&str>,
-    ) -> Result<Room> {
+    async fn room(&self, kind: &VolumeKind, _node: Option<&str>) -> Result<Room> {
         let groups = self.inner.groups().await?;
-        let matching = || groups.iter().filter(|g| g.matches(volume_type, group) && !g.health.is_failed());
-        let (available, largest): (Bytes, Option<Bytes>) = if exclusive {
-            (
-                matching().map(DeviceGroup::available_exclusive).sum(),
-                matching().map(DeviceGroup::largest_exclusive).max(),
-            )
-        } else {
-            (matching().map(DeviceGroup::available).sum(), matching().map(|g| g.largest(None)).max())
-        };
-        Ok(Room {
-            available,
-            largest: largest.unwrap_or_default(),
-            smallest: matching().map(|g| g.extent).min().unwrap_or_default(),
-        })
+        Ok(groups.iter().map(|group| group.room(kind)).fold(Room::default(), Room::and))
     }
 
     async fn max_volumes(&self) -> Result<Option<u64>> {

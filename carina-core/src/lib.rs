@@ -25,6 +25,7 @@ mod placement;
 mod plan;
 mod pool;
 mod raw_disk;
+mod room;
 mod select;
 mod volume;
 
@@ -65,6 +66,7 @@ pub use placement::{MostRoom, Placement, candidates};
 pub use plan::{GroupPlan, Left, PlanStep, PlannedDisk, Stays, WhyLeft};
 pub use pool::{PoolShape, VolumeCost};
 pub use raw_disk::{Gap, MAX_PARTITIONS, PARTITION_ALIGNMENT, RawDisk, best_fit, smallest_whole};
+pub use room::{Room, VolumeKind};
 pub use select::{SelectedBy, Selection};
 pub use volume::{ClaimName, FsType, GroupSelector, SizeRange, Volume, VolumeRequest, VolumeType, Wipe};
 
@@ -75,4 +77,4 @@ pub use engine::{Engine, Events, Retry};
 #[cfg(feature = "engine")]
 pub use keeper::Keeper;
 #[cfg(feature = "engine")]
-pub use service::{Room, VolumeService};
+pub use service::VolumeService;

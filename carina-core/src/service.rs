@@ -3,22 +3,8 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use serde::Serialize;
 
-use crate::{
-    Bytes, Event, FormatRecord, GroupSelector, Result, SizeRange, Volume, VolumeId, VolumeRequest, VolumeType,
-};
-
-/// The room for new volumes of some kind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Room {
-    /// The bytes that may still be promised, over all groups that match.
-    pub available: Bytes,
-    /// The largest volume that one of them would admit now.
-    pub largest: Bytes,
-    /// The smallest volume that can be made.
-    pub smallest: Bytes,
-}
+use crate::{Event, FormatRecord, Result, Room, SizeRange, Volume, VolumeId, VolumeKind, VolumeRequest};
 
 /// The volume life cycle. In one process it is the [`crate::Engine`]; in a cluster's controller it
 /// works through resources and the engine runs on the node.
@@ -46,16 +32,9 @@ pub trait VolumeService: Send + Sync + 'static {
     /// Every volume, ordered by id.
     async fn list(&self) -> Result<Vec<Volume>>;
 
-    /// The room for new volumes of this type in the groups that match, on one node or on all; for
-    /// exclusive ones, the disks that nobody is on. Where there is one machine only, every node is this
-    /// one.
-    async fn room(
-        &self,
-        volume_type: VolumeType,
-        group: &GroupSelector,
-        exclusive: bool,
-        node: Option<&str>,
-    ) -> Result<Room>;
+    /// The room for new volumes of this kind, on one node or on all. Where there is one machine only, every
+    /// node is this one.
+    async fn room(&self, kind: &VolumeKind, node: Option<&str>) -> Result<Room>;
 
     /// How many volumes this node can hold in all, where there is a ceiling.
     async fn max_volumes(&self) -> Result<Option<u64>>;

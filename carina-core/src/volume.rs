@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::{Bytes, Error, FormatRecord, GroupName, Health, Medium, Result, VolumeId, VolumeName};
 
 /// The kind of storage under a volume: `carina.storage.io/volume-type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VolumeType {
     /// A logical volume of a volume group.
+    #[default]
     Lvm,
     /// A partition of a raw disk.
     Raw,

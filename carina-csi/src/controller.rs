@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use carina_core::{
-    Bytes, ClaimName, ClassParameters, Error, FormatRecord, FsType, GroupSelector, Health, Volume, VolumeRequest,
-    VolumeService,
+    Bytes, ClaimName, ClassParameters, Error, FormatRecord, FsType, GroupSelector, Health, Volume, VolumeKind,
+    VolumeRequest, VolumeService,
 };
 use tonic::{Request, Response, Status, async_trait};
 
@@ -255,7 +255,7 @@ impl Controller for ControllerService {
             (Some(place), None) if place.segments.contains_key(TOPOLOGY_KEY) => place.segments.get(TOPOLOGY_KEY),
             (Some(_), _) => return Ok(nothing),
         };
-        let room = self.service.room(class.volume_type, &class.group, class.exclusive, node.map(String::as_str)).await;
+        let room = self.service.room(&VolumeKind::from(&class), node.map(String::as_str)).await;
         let room = match room {
             Ok(room) => room,
             Err(Error::NoCapacity(_) | Error::NotFound(_) | Error::Unsupported(_)) => return Ok(nothing),

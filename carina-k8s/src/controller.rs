@@ -8,6 +8,7 @@ mod pages;
 pub mod program;
 mod service;
 mod upkeep;
+pub mod webhook;
 
 pub use allocator::Allocator;
 pub use election::Candidate;

@@ -1,12 +1,14 @@
 //! The flags and variables of the binaries.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use carina_core::Error;
 use carina_csi::{Endpoint, NodeName};
 use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::controller::webhook::Scheduling;
 
 /// The agent of a node: makes and mounts the volumes on its disks, and publishes what it has.
 ///
@@ -39,14 +41,14 @@ pub struct NodeOptions {
     /// The socket by which kubelet learns of the driver, in kubelet's plugins_registry; `none` if a
     /// node-driver-registrar beside it does that.
     #[arg(long, default_value = "/var/lib/kubelet/plugins_registry/carina.storage.io-reg.sock")]
-    pub registration_socket: KubeletPath,
+    pub registration_socket: OrNone<AbsolutePath>,
     /// The CSI socket as kubelet sees it, if that is another path than --csi-address.
     #[arg(long)]
     pub kubelet_registration_path: Option<PathBuf>,
     /// The folder of kubelet.sock, where the GiB of each group and raw disk are registered as resources of
     /// the node (device plugins); `none` if the node is not to show them.
     #[arg(long, default_value = "/var/lib/kubelet/device-plugins")]
-    pub device_plugins: KubeletPath,
+    pub device_plugins: OrNone<AbsolutePath>,
     /// The id of this cluster, written beside each volume; volumes of another cluster are left alone.
     /// Without it, the uid of the namespace kube-system is the id.
     #[arg(long, env = "CLUSTER_ID")]
@@ -71,6 +73,17 @@ pub struct ControllerOptions {
     /// Where /healthz, /readyz, /devicegroup and /volume are served.
     #[arg(long, default_value = ":8089")]
     pub http_addr: Address,
+    /// Where the API server asks about pods and StorageClasses (TLS); `none` if it doesn't.
+    #[arg(long, default_value = ":8443")]
+    pub webhook_addr: OrNone<Address>,
+    /// A folder with tls.crt and tls.key for the webhook, as cert-manager keeps them; without it, the
+    /// controller makes and renews a certificate by itself.
+    #[arg(long)]
+    pub webhook_cert_dir: Option<PathBuf>,
+    /// Who keeps pods off nodes without room: carina-scheduler with its extender, to which the webhook then
+    /// sends pods that have volumes of Carina's, or any scheduler by the capacity objects of csi-provisioner.
+    #[arg(long, env = "SCHEDULING", value_enum, default_value_t = Scheduling::Extender)]
+    pub scheduling: Scheduling,
     /// The config file: how nodes are chosen. It is read again when it changes.
     #[arg(long, default_value = "/etc/carina/config.json")]
     pub config: PathBuf,
@@ -151,27 +164,30 @@ pub enum BackendKind {
     Sim,
 }
 
-/// A path of kubelet's, or `none`.
+/// Something, or the word `none`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KubeletPath(Option<PathBuf>);
+pub struct OrNone<T>(pub Option<T>);
 
-impl KubeletPath {
-    /// The path, unless there is none.
-    #[must_use]
-    pub fn path(&self) -> Option<&Path> {
-        self.0.as_deref()
-    }
-}
-
-impl FromStr for KubeletPath {
+impl<T: FromStr<Err = Error>> FromStr for OrNone<T> {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "none" => Ok(Self(None)),
-            path if path.starts_with('/') => Ok(Self(Some(path.into()))),
-            _ => Err(Error::InvalidArgument(format!("\"{text}\" is no absolute path; write one, or none"))),
+        if text == "none" { Ok(Self(None)) } else { text.parse().map(|value| Self(Some(value))) }
+    }
+}
+
+/// An absolute path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AbsolutePath(pub PathBuf);
+
+impl FromStr for AbsolutePath {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if text.starts_with('/') {
+            return Ok(Self(text.into()));
         }
+        Err(Error::InvalidArgument(format!("\"{text}\" is no absolute path; write one, or none")))
     }
 }
 
@@ -215,9 +231,9 @@ mod tests {
     fn what_kubelet_is_told_can_be_turned_off() {
         let parse =
             |flags: &[&str]| NodeOptions::try_parse_from(["carina-node", "--node-name", "n1"].iter().chain(flags));
-        assert!(parse(&[]).unwrap().device_plugins.path().is_some());
+        assert!(parse(&[]).unwrap().device_plugins.0.is_some());
         let off = parse(&["--device-plugins", "none", "--registration-socket", "none"]).unwrap();
-        assert_eq!((off.device_plugins.path(), off.registration_socket.path()), (None, None));
+        assert_eq!((off.device_plugins, off.registration_socket), (OrNone(None), OrNone(None)));
         assert!(parse(&["--device-plugins", "false"]).is_err());
     }
 

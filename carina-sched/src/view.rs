@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use carina_core::{Bytes, DeviceGroup, GroupName, GroupSelector, Health, REALLY_FREE, VolumeName, VolumeType};
+use carina_core::{
+    Bytes, DeviceGroup, GroupName, GroupSelector, Health, MAX_PARTITIONS, REALLY_FREE, VolumeName, VolumeType,
+};
 
 use crate::column::{Column, GroupKey, Row};
 use crate::packing::FreeDisk;
@@ -118,6 +120,15 @@ impl ClusterView {
     pub fn available(&self, node: &str, group: &GroupName) -> Option<Bytes> {
         let node = self.node(self.index(node)?)?;
         node.groups.iter().find(|g| g.figures.name == *group).map(|g| Bytes(g.row.available()))
+    }
+
+    /// A group of a node with what is held there taken out of its figures, as if those volumes were made;
+    /// nothing if the node takes no new volumes.
+    #[must_use]
+    pub fn beside_holds(&self, node: &str, group: &GroupName) -> Option<DeviceGroup> {
+        let node = self.node(self.index(node)?)?;
+        let group = node.groups.iter().find(|g| g.figures.name == *group)?;
+        node.ready.then(|| group.beside(&node.holds))
     }
 
     /// Takes a node's report: the node joins, or its figures change. What can't be in it is cut to the
@@ -397,6 +408,28 @@ impl Group {
         }
         // What is lacking on a group that takes nothing new anyway is nobody's news.
         (!lacking.is_zero() && takes).then(|| Warning::Overcommitted { group: self.figures.name.clone(), by: lacking })
+    }
+
+    /// The group as it would be with what is held.
+    fn beside(&self, holds: &[Hold]) -> DeviceGroup {
+        let mut group = DeviceGroup::clone(&self.figures);
+        let ours = || holds.iter().filter(|hold| hold.group == group.name);
+        let held = u64::from(count(ours().count()));
+        let size: Bytes = ours().map(|hold| hold.size).sum();
+        let metadata: Bytes = ours().map(|hold| hold.metadata).sum();
+        let largest = ours().map(|hold| hold.metadata).max().unwrap_or_default();
+        let spare = largest.saturating_sub(group.metadata_spare);
+        let footprint = size.saturating_add(metadata).saturating_add(spare);
+        group.volumes = group.volumes.saturating_add(held);
+        group.volumes_left = group.volumes_left.saturating_sub(held);
+        group.volumes_size = group.volumes_size.saturating_add(size);
+        group.free = group.free.saturating_sub(footprint);
+        group.metadata_spare = group.metadata_spare.saturating_add(spare);
+        for (disk, left) in group.raw_disks.iter_mut().zip(self.free.iter()) {
+            disk.gaps.clone_from(&left.gaps);
+            disk.partitions = MAX_PARTITIONS.saturating_sub(left.slots);
+        }
+        group
     }
 
     /// Why nothing goes here at all, whatever the size.

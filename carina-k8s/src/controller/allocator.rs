@@ -5,8 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carina_core::{
-    Bytes, DeviceGroup, Error, GroupName, GroupSelector, Medium, Result, Room, VolumeCost, VolumeName, VolumeRequest,
-    VolumeType,
+    Bytes, Error, GroupName, Medium, Result, Room, VolumeCost, VolumeKind, VolumeName, VolumeRequest, VolumeType,
 };
 use carina_sched::{
     Claim, GroupReport, Ledger, NODE_LABEL, Placed, PlacedClaim, PodId, PodRequest, Reservation, Strategy, Topology,
@@ -119,24 +118,14 @@ impl Allocator {
         });
     }
 
-    /// The room of groups that match, on one node or on all, less what is held there.
+    /// The room for volumes of a kind, on one node or on all, less what is held there.
     #[must_use]
-    pub fn room(&self, volume_type: VolumeType, selector: &GroupSelector, exclusive: bool, node: Option<&str>) -> Room {
+    pub fn room(&self, kind: &VolumeKind, node: Option<&str>) -> Room {
         let known = self.known();
-        let mut room = Room::default();
-        let mut smallest: Option<Bytes> = None;
-        for (name, groups) in known.reports.iter().filter(|(name, _)| node.is_none_or(|node| node == name.as_str())) {
-            let groups = groups.iter().map(|report| &report.group);
-            for group in groups.filter(|g| g.matches(volume_type, selector) && !g.health.is_failed()) {
-                let free = known.ledger.view().available(name, &group.name).unwrap_or_default();
-                let (available, largest) = of_group(group, exclusive);
-                room.available = room.available.saturating_add(available.min(free));
-                room.largest = room.largest.max(largest.min(free));
-                smallest = Some(smallest.map_or(group.extent, |s| s.min(group.extent)));
-            }
-        }
-        room.smallest = smallest.unwrap_or_default();
-        room
+        let nodes = known.reports.iter().filter(|(name, _)| node.is_none_or(|node| node == name.as_str()));
+        let groups = nodes.flat_map(|(name, groups)| groups.iter().map(move |report| (name, &report.group.name)));
+        let left = groups.filter_map(|(name, group)| known.ledger.view().beside_holds(name, group));
+        left.map(|group| group.room(kind)).fold(Room::default(), Room::and)
     }
 
     /// The kinds of volumes that the groups of a node take, as it reported them.
@@ -162,13 +151,5 @@ impl Allocator {
     fn known(&self) -> MutexGuard<'_, Known> {
         // The ledger is whole between any two of its own steps that could panic.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn of_group(group: &DeviceGroup, exclusive: bool) -> (Bytes, Bytes) {
-    if exclusive {
-        (group.available_exclusive(), group.largest_exclusive())
-    } else {
-        (group.available(), group.largest(None))
     }
 }

@@ -9,7 +9,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Allocator, Candidate, Change, ClusterVolumes, Mirror, Upkeep, node_storage_map, pages};
+use super::{Allocator, Candidate, Change, ClusterVolumes, Mirror, Upkeep, node_storage_map, pages, webhook};
 use crate::clock::Clock;
 use crate::event::Recorder;
 use crate::logic_volume::LogicVolume;
@@ -66,6 +66,7 @@ pub async fn run(
             tracing::info!("ready");
         }
     });
+    let keeper = webhook::start(&options, client.clone(), &mut tasks).await?;
     let candidate = Candidate::new(client.clone(), &options.namespace, LEASE, &options.pod_name);
     let namespace = options.namespace.clone();
     tasks.spawn(async move {
@@ -82,8 +83,14 @@ pub async fn run(
                 events,
             );
             let map = node_storage_map::keep(client, namespace.clone(), nodes);
+            let certificate = keeper.clone();
+            let certificate = async move {
+                if let Some(keeper) = certificate {
+                    keeper.lead().await;
+                }
+            };
             async move {
-                tokio::join!(map, upkeep.run());
+                tokio::join!(map, upkeep.run(), certificate);
             }
         };
         candidate.run(lead).await;

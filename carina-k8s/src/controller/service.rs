@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carina_core::{
-    Error, FormatRecord, GroupSelector, Health, Result, Room, SizeRange, Volume, VolumeId, VolumeRequest,
-    VolumeService, VolumeType,
+    Error, FormatRecord, Health, Result, Room, SizeRange, Volume, VolumeId, VolumeKind, VolumeRequest, VolumeService,
 };
 use jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -403,14 +402,8 @@ impl VolumeService for ClusterVolumes {
         Ok(volumes)
     }
 
-    async fn room(
-        &self,
-        volume_type: VolumeType,
-        group: &GroupSelector,
-        exclusive: bool,
-        node: Option<&str>,
-    ) -> Result<Room> {
-        Ok(self.allocator.room(volume_type, group, exclusive, node))
+    async fn room(&self, kind: &VolumeKind, node: Option<&str>) -> Result<Room> {
+        Ok(self.allocator.room(kind, node))
     }
 
     async fn max_volumes(&self) -> Result<Option<u64>> {

@@ -26,14 +26,14 @@ pub fn keep_told(
     seen: &watch::Receiver<NodeStorageStatus>,
     tasks: &mut JoinSet<()>,
 ) -> Result<()> {
-    if let Some(socket) = options.registration_socket.path() {
+    if let Some(socket) = &options.registration_socket.0 {
         let csi = options.kubelet_registration_path.clone();
         let csi = csi.unwrap_or_else(|| options.csi_address.path().to_owned());
-        let socket = socket.display().to_string().parse()?;
+        let socket = socket.0.display().to_string().parse()?;
         tasks.spawn(Registration::new(socket, csi).keep(seen.clone()));
     }
-    if let Some(folder) = options.device_plugins.path() {
-        tasks.spawn(DevicePlugins::new(folder.to_owned()).run(seen.clone()));
+    if let Some(folder) = &options.device_plugins.0 {
+        tasks.spawn(DevicePlugins::new(folder.0.clone()).run(seen.clone()));
     }
     Ok(())
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use carina_core::{Bytes, Error, GroupName, GroupSelector, SizeRange, Strategy, Volume, VolumeRequest, VolumeService};
+use carina_core::{
+    Bytes, Error, GroupName, GroupSelector, SizeRange, Strategy, Volume, VolumeKind, VolumeRequest, VolumeService,
+};
 use carina_k8s::controller::ClusterVolumes;
 use carina_k8s::controller::program::{Cluster, follow};
 use carina_k8s::event::Recorder;
@@ -252,9 +254,8 @@ async fn room_is_what_the_nodes_have_less_what_is_being_made() {
     let server = ApiServer::new();
     let mut nodes = three_nodes(&server).await;
     let controller = Controller::start(&server).await;
-    let ssd = GroupSelector::Named(GroupName::ssd());
-    let room =
-        async |node| controller.service.room(carina_core::VolumeType::Lvm, &ssd, false, node).await.unwrap().available;
+    let ssd = VolumeKind { group: GroupSelector::Named(GroupName::ssd()), ..VolumeKind::default() };
+    let room = async |node| controller.service.room(&ssd, node).await.unwrap().available;
     assert_eq!(room(Some("n1")).await, Bytes::gib(150));
     assert_eq!(room(None).await, Bytes::gib(450));
     assert_eq!(room(Some("nobody")).await, Bytes::ZERO);
@@ -265,7 +266,7 @@ async fn room_is_what_the_nodes_have_less_what_is_being_made() {
     let full = controller.service.create(on_ssd(ask("pvc-2", 100, &["n1"]))).await;
     assert!(matches!(full, Err(Error::NoCapacity(_))), "{full:?}");
     let restarted = Controller::start(&server).await;
-    let again = restarted.service.room(carina_core::VolumeType::Lvm, &ssd, false, Some("n1")).await.unwrap().available;
+    let again = restarted.service.room(&ssd, Some("n1")).await.unwrap().available;
     assert_eq!(again, Bytes::gib(50), "a new replica holds it too");
 }
 

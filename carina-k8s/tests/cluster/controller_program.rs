@@ -50,7 +50,9 @@ fn create(name: &str, gib: i64) -> CreateVolumeRequest {
 type Ended = tokio::task::JoinHandle<Result<(), String>>;
 
 fn start(server: &impl Server, socket: &str, http: &str, metrics: &str) -> (oneshot::Sender<()>, Ended) {
+    let webhook = free_address();
     let arguments = ["carina-controller", "--csi-address", socket, "--http-addr", http, "--metrics-addr", metrics];
+    let arguments = arguments.into_iter().chain(["--webhook-addr", &webhook]);
     let options = ControllerOptions::try_parse_from(arguments).unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let client = server.client();
