@@ -8,7 +8,7 @@ use crate::{Bytes, Error, FsType, GroupName, GroupSelector, Medium, Result, Volu
 /// `csi.storage.k8s.io/fstype`, and every other key that the sidecars add.
 const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
 /// The parameters that Carina knows.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 11] = [
     "carina.storage.io/disk-type",
     "carina.storage.io/disk-group-name",
     "carina.storage.io/volume-type",
@@ -18,6 +18,9 @@ const KNOWN: [&str; 9] = [
     "carina.storage.io/wipe",
     DISK_SELECTION,
     "csi.storage.k8s.io/fstype",
+    // Of the pods, not of the volume; meant to be an annotation, and often written here.
+    "carina.storage.io/allow-pod-migration-if-node-notready",
+    "carina.io/rebuild-node-notready",
 ];
 /// What the Go Carina had and this one refuses for now: bcache and host directories.
 const REFUSED: [&str; 6] = [
@@ -227,6 +230,7 @@ mod tests {
         let error = parse(&[("carina.storage.io/cache-disk-ratio", "50")]).unwrap_err();
         assert!(error.to_string().contains("bcache"), "{error}");
         assert!(parse(&[("csi.storage.k8s.io/pvc/name", "data")]).is_ok());
+        assert!(parse(&[("carina.storage.io/allow-pod-migration-if-node-notready", "true")]).is_ok());
         assert!(parse(&[("carina.storage.io/volume-type", "host")]).is_err());
         assert!(parse(&[("carina.storage.io/exclusively-raw-disk", "true")]).is_err());
     }

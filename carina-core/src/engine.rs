@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::{
-    Adoption, Capabilities, DeviceGroup, Disk, Error, Event, Foreign, FormatRecord, GroupName, GroupSelector, Holding,
-    Placement, PlanStep, Recovery, Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeKind, VolumeName,
-    VolumeRequest, VolumeService, VolumeType, Zeroing,
+    Adoption, Bytes, Capabilities, DeviceGroup, Disk, Error, Event, Foreign, FormatRecord, GroupName, GroupSelector,
+    Holding, Placement, PlanStep, Recovery, Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeKind,
+    VolumeName, VolumeRequest, VolumeService, VolumeType, Zeroing,
 };
 use drain::Drains;
 use events::Bus;

@@ -8,8 +8,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use carina_core::{Error, Result};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use nix::fcntl::{Flock, FlockArg};
+use tokio::net::UnixStream as UnixConnection;
 use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::authority::Localhost;
 
 /// The longest path of a unix socket: `sun_path` has 108 bytes, the last of them zero (unix(7)).
 const PATH_LIMIT: usize = 107;
@@ -124,16 +129,19 @@ pub struct Listener {
     pub(crate) socket: Socket,
 }
 
+/// The connections to a socket, as they come in.
+pub type Connections = BoxStream<'static, std::io::Result<Localhost<UnixConnection>>>;
+
 impl Listener {
     /// The connections as they come in, for a server of another kind, and the socket's file.
     ///
     /// # Errors
     /// [`Error::Backend`] if the runtime can't take the socket.
-    pub fn into_parts(self) -> Result<(UnixListenerStream, Socket)> {
+    pub fn into_parts(self) -> Result<(Connections, Socket)> {
         let Self { listener, socket } = self;
         let listener = tokio::net::UnixListener::from_std(listener)
             .map_err(|error| Error::io("listen on the socket", &socket.path, &error))?;
-        Ok((UnixListenerStream::new(listener), socket))
+        Ok((UnixListenerStream::new(listener).map(|accepted| accepted.map(Localhost::new)).boxed(), socket))
     }
 }
 

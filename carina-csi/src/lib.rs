@@ -5,6 +5,7 @@
 //! Errors of Carina become CSI statuses in one place (`status`); what may be done to a volume's
 //! contents is decided in one place too (`node::stage`): mkfs runs only on what nobody has had.
 
+mod authority;
 mod capability;
 mod context;
 mod controller;
@@ -20,7 +21,8 @@ mod server;
 mod status;
 mod topology;
 
-pub use endpoint::{Endpoint, Listener, Socket};
+pub use authority::Localhost;
+pub use endpoint::{Connections, Endpoint, Listener, Socket};
 pub use identity::DRIVER_NAME;
 pub use mounter::{
     Contents, DeviceNumber, FsUsage, LinuxMounter, MemoryMounter, MountEntry, MountOptions, MountedKind, Mounter,

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use carina_core::{BackendFailure, Error, Result, VolumeService};
 use tokio::sync::watch;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, HealthService};
@@ -89,7 +88,6 @@ impl Driver {
     /// # Errors
     /// [`Error::Backend`] if the server can't run.
     pub async fn serve(self, listener: Listener, shutdown: impl Future<Output = ()> + Send) -> Result<()> {
-        let Listener { listener, socket } = listener;
         let failed = |message: String| {
             Error::Backend(BackendFailure {
                 operation: "serve CSI".to_owned(),
@@ -99,7 +97,7 @@ impl Driver {
                 transient: false,
             })
         };
-        let incoming = tokio::net::UnixListener::from_std(listener).map_err(|error| failed(error.to_string()))?;
+        let (incoming, socket) = listener.into_parts()?;
         let identity =
             IdentityService { ready: self.ready.ready.subscribe(), has_controller: self.controller.is_some() };
         let names: Vec<&'static str> = ["", "csi.v1.Identity"]
@@ -170,7 +168,7 @@ impl Driver {
             }
         };
         let served = tokio::select! {
-            served = router.serve_with_incoming_shutdown(UnixListenerStream::new(incoming), until_shutdown) => served,
+            served = router.serve_with_incoming_shutdown(incoming, until_shutdown) => served,
             () = sweeping => Ok(()),
             () = abandoned => {
                 tracing::warn!("a client did not take leave within {LEAVE:?}; its connection is cut");
