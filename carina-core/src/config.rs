@@ -37,7 +37,7 @@ const LONGEST_PERIOD: Duration = Duration::from_secs(365 * 24 * 3600);
 const STRATEGIES: &str = "\"binpack\" or \"spreadout\" (the default)";
 
 /// The keys of the file, as the documentation lists them.
-pub const KEYS: [&str; 10] = [
+pub const KEYS: [&str; 11] = [
     "diskSelector",
     "diskScanInterval",
     "diskGroupPolicy",
@@ -48,6 +48,7 @@ pub const KEYS: [&str; 10] = [
     "orphanGracePeriod",
     "lostNodeGracePeriod",
     "rebuildLostVolumes",
+    "drain",
 ];
 /// The keys of a group in the new form.
 const GROUP_KEYS: [&str; 4] = ["name", "re", "policy", "nodeLabel"];
@@ -75,6 +76,8 @@ pub struct Config {
     pub lost_node_grace_period: Duration,
     /// `rebuildLostVolumes`: whether the volumes of a lost node are made again, empty, on other nodes.
     pub rebuild_lost_volumes: bool,
+    /// `drain`: the stable ids of disks that are to be emptied, leave their group and stay out of any.
+    pub drain: Vec<String>,
 }
 
 impl Default for Config {
@@ -91,6 +94,7 @@ impl Default for Config {
             orphan_grace_period: ORPHAN_GRACE_PERIOD,
             lost_node_grace_period: LOST_NODE_GRACE_PERIOD,
             rebuild_lost_volumes: true,
+            drain: Vec::new(),
         }
     }
 }
@@ -242,8 +246,21 @@ impl Config {
             config.rebuild_lost_volumes =
                 value.as_bool().ok_or_else(|| wrong("rebuildLostVolumes", value, "true or false"))?;
         }
+        if let Some(value) = object.get("drain") {
+            config.drain = drain(value)?;
+        }
         Ok(Parsed { config, warnings })
     }
+}
+
+fn drain(value: &Value) -> Result<Vec<String>> {
+    const ALLOWED: &str = "a list of stable ids of disks, [\"wwn-0x5000c500a1b2c3d4\"], as `carina disks` shows them";
+    let items = value.as_array().ok_or_else(|| wrong("drain", value, ALLOWED))?;
+    let id = |(n, item): (usize, &Value)| match item.as_str().map(str::trim) {
+        Some(id) if !id.is_empty() => Ok(id.strip_prefix("/dev/disk/by-id/").unwrap_or(id).to_owned()),
+        _ => Err(wrong(&format!("drain[{n}]"), item, ALLOWED)),
+    };
+    items.iter().enumerate().map(id).collect()
 }
 
 fn disk_selector(value: &Value, warnings: &mut Vec<String>) -> Result<DiskSelector> {
@@ -631,6 +648,15 @@ mod tests {
         refused(r#"{"reserve": "-1Gi"}"#, &["reserve", "-1Gi", "10Gi"]);
         refused(r#"{"minimumDiskSize": 1.5}"#, &["minimumDiskSize", "1.5"]);
         refused(r#"{"dryRun": "yes"}"#, &["dryRun", "yes", "true or false"]);
+    }
+
+    #[test]
+    fn disks_to_be_emptied_are_named_by_their_ids() {
+        let config = Config::parse(r#"{"drain": ["wwn-1", "/dev/disk/by-id/ata-X_1", " S2 "]}"#).unwrap().config;
+        assert_eq!(config.drain, ["wwn-1", "ata-X_1", "S2"]);
+        refused(r#"{"drain": "wwn-1"}"#, &["drain", "list of stable ids"]);
+        refused(r#"{"drain": ["wwn-1", ""]}"#, &["drain[1]"]);
+        refused(r#"{"drain": [7]}"#, &["drain[0]", "7"]);
     }
 
     #[test]

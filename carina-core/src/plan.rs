@@ -195,6 +195,8 @@ pub enum WhyLeft {
     },
     /// No pattern means it.
     NotSelected,
+    /// The config wants it emptied and out of every group (`drain`).
+    Drained,
     /// A pattern would mean it, but it is a partition, and such a pattern takes disks only.
     PartitionNotMeant {
         /// The pattern.
@@ -279,6 +281,7 @@ impl fmt::Display for WhyLeft {
             Self::Unselected { group, stays } => write!(f, "no longer selected for group {group}, and stays: {stays}"),
             Self::PartOf { disk, group } => write!(f, "a partition of {disk}, which is in group {group}"),
             Self::NotSelected => f.write_str("no pattern selects it"),
+            Self::Drained => f.write_str("the config names it in `drain`, so no group gets it"),
             Self::PartitionNotMeant { pattern } => {
                 write!(f, "a partition, and {pattern:?} takes disks only; name it in full, or by its id, to use it")
             }

@@ -9,6 +9,7 @@ mod authority;
 mod capability;
 mod context;
 mod controller;
+mod disks;
 mod endpoint;
 mod identity;
 mod log;

@@ -5,3 +5,8 @@ tonic::include_proto!("csi.v1");
 
 /// The descriptors of the contract, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/csi.descriptors"));
+
+/// Carina's own services beside the contract, as generated from `proto/carina/v1/`.
+pub mod carina {
+    tonic::include_proto!("carina.v1");
+}

@@ -4,18 +4,20 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use carina_core::{BackendFailure, Error, Result, VolumeService};
+use carina_core::{BackendFailure, Engine, Error, Result, VolumeService};
 use tokio::sync::watch;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::controller::ControllerService;
+use crate::disks::DisksService;
 use crate::endpoint::Listener;
 use crate::identity::IdentityService;
 use crate::log::LogCalls;
 use crate::mounter::Mounter;
 use crate::node::NodeService;
+use crate::proto::carina::disks_server::DisksServer;
 use crate::proto::controller_server::ControllerServer;
 use crate::proto::identity_server::IdentityServer;
 use crate::proto::node_server::NodeServer;
@@ -31,6 +33,7 @@ const LEAVE: Duration = Duration::from_secs(5);
 pub struct Driver {
     controller: Option<ControllerService>,
     node: Option<NodeService>,
+    disks: Option<DisksService>,
     ready: Readiness,
 }
 
@@ -76,6 +79,13 @@ impl Driver {
         self
     }
 
+    /// The same with Carina's own service for the disks of the engine's node, for people beside CSI.
+    #[must_use]
+    pub fn disks(mut self, engine: Engine) -> Self {
+        self.disks = Some(DisksService { engine });
+        self
+    }
+
     /// The handle that says whether it is ready.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
@@ -104,6 +114,7 @@ impl Driver {
             .into_iter()
             .chain(self.controller.is_some().then_some("csi.v1.Controller"))
             .chain(self.node.is_some().then_some("csi.v1.Node"))
+            .chain(self.disks.is_some().then_some("carina.v1.Disks"))
             .collect();
         // The contract has services that this driver doesn't; only its own are shown.
         let reflection = || {
@@ -123,7 +134,8 @@ impl Driver {
             .add_service(reflection().build_v1().map_err(|error| failed(error.to_string()))?)
             .add_service(reflection().build_v1alpha().map_err(|error| failed(error.to_string()))?)
             .add_optional_service(self.controller.map(ControllerServer::new))
-            .add_optional_service(self.node.clone().map(NodeServer::new));
+            .add_optional_service(self.node.clone().map(NodeServer::new))
+            .add_optional_service(self.disks.map(DisksServer::new));
 
         let mut ready = self.ready.ready.subscribe();
         let reporter = health.clone();

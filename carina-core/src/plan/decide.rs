@@ -234,10 +234,12 @@ struct Node<'a> {
     /// The partitions that are listed of a disk, whatever the disk's own listing says.
     partitions: BTreeMap<&'a str, Vec<String>>,
     minimum: Bytes,
+    /// The ids of disks that are to be in no group.
+    drain: &'a [String],
 }
 
 impl<'a> Node<'a> {
-    fn new(disks: &'a [Disk], groups: &'a [DeviceGroup], config: &Config, node_labels: &BTreeSet<String>) -> Self {
+    fn new(disks: &'a [Disk], groups: &'a [DeviceGroup], config: &'a Config, node_labels: &BTreeSet<String>) -> Self {
         let minimum = config.minimum_disk_size;
         // The listing that says most against claiming comes first and stays.
         let mut listed: Vec<(&Disk, Selection)> =
@@ -266,7 +268,7 @@ impl<'a> Node<'a> {
         }
         ids.retain(|_, names| names.len() > 1);
         let groups = groups.iter().map(|group| (&group.name, group)).collect();
-        Self { disks: by_name, groups, shared_ids: ids, partitions, minimum }
+        Self { disks: by_name, groups, shared_ids: ids, partitions, minimum, drain: &config.drain }
     }
 
     fn kinds(&self) -> BTreeMap<GroupName, VolumeType> {
@@ -284,6 +286,9 @@ impl<'a> Node<'a> {
             && let Some(group) = &parent.group
         {
             return Err(WhyLeft::PartOf { disk: parent.name.clone(), group: group.clone() });
+        }
+        if disk.ids.iter().any(|id| self.drain.contains(id)) {
+            return Err(WhyLeft::Drained);
         }
         let mut selected = selection.groups.iter();
         let (group, by) = match (selected.next(), selected.next()) {

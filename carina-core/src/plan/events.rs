@@ -63,6 +63,7 @@ impl GroupPlan {
                 | WhyLeft::Unselected { .. }
                 | WhyLeft::PartOf { .. }
                 | WhyLeft::NotSelected
+                | WhyLeft::Drained
                 | WhyLeft::PartitionNotMeant { .. }
                 | WhyLeft::GroupFailed { .. } => {}
             }

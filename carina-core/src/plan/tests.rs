@@ -354,3 +354,13 @@ fn conflicts_copies_and_other_policies_are_events() {
     ];
     assert_eq!(told, expected);
 }
+
+#[test]
+fn a_disk_that_the_config_wants_emptied_is_claimed_for_no_group() {
+    let config = Config { drain: vec!["serial-sdb".to_owned(), "sdc".to_owned()], ..config(r#"["sd*"]"#) };
+    let disks = [disk("sda"), disk("sdb"), disk("sdc"), Disk { used: Bytes::GIB, ..member("sdd", "carina-vg-ssd") }];
+    let plan = plan(&disks, &lvm(&["carina-vg-ssd"]), &config);
+    // A kernel name is no id.
+    assert_eq!(steps(&plan), ["add sda, sdc to group carina-vg-ssd"]);
+    assert_eq!(*why(&plan, "sdb"), WhyLeft::Drained);
+}

@@ -111,3 +111,22 @@ fn a_reader_that_has_heard_enough_is_no_error() {
     drop(child.stdout.take());
     assert!(child.wait().unwrap().success());
 }
+
+#[test]
+fn a_disk_is_emptied_and_given_back() {
+    let machine = Machine::new();
+    machine.carina(&["create", "data", "60Gi", "--group", "ssd"]).ok();
+    let emptied = machine.carina(&["drain", "sim-sdb"]).ok();
+    assert!(emptied.stdout.starts_with("sdb: empty, and out of carina-vg-ssd"), "{emptied:?}");
+    let groups = machine.carina(&["ls", "--groups", "-o", "json"]).ok().json();
+    assert_eq!(groups[1]["disks"], serde_json::json!(["sdc"]));
+    // No plan claims it again before it is given back.
+    assert_eq!(machine.carina(&["plan", "-o", "json"]).ok().json()["steps"], serde_json::json!([]));
+    machine.carina(&["drain", "sdb"]).fails(6, &["sdb", "in no group"]);
+    machine.carina(&["drain", "sdb", "--cancel"]).ok();
+    assert!(machine.carina(&["plan"]).ok().stdout.contains("add sdb to group carina-vg-ssd"));
+    for (disk, code, word) in [("sdq", 3, "carina disks"), ("sdf", 6, "xfs"), ("sdc", 6, "no other disk")] {
+        machine.carina(&["drain", disk]).fails(code, &[word]);
+    }
+    assert!(machine.carina(&["drain"]).ok().stdout.contains("no disk is being emptied"));
+}

@@ -6,6 +6,7 @@ use std::path::Path;
 use carina_core::{Bytes, SizeRange};
 use carina_csi::{Endpoint, proto};
 use hyper_util::rt::TokioIo;
+use proto::carina::disks_client::DisksClient;
 use proto::controller_client::ControllerClient;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint as Address};
@@ -43,6 +44,29 @@ impl Client {
 
     fn controller(&self) -> ControllerClient<Channel> {
         ControllerClient::new(self.channel.clone())
+    }
+
+    fn disks(&self) -> DisksClient<Channel> {
+        DisksClient::new(self.channel.clone())
+    }
+
+    /// Begins to empty a disk.
+    pub async fn drain(&self, disk: &str) -> Result<proto::carina::Drain, Failure> {
+        let request = proto::carina::DrainRequest { disk: disk.to_owned() };
+        let drain = self.disks().drain(request).await?.into_inner().drain;
+        drain.ok_or_else(|| Failure::new(Class::Failed, "the server answered without saying what it began"))
+    }
+
+    /// Stops emptying a disk, or gives it back.
+    pub async fn cancel_drain(&self, disk: &str) -> Result<(), Failure> {
+        let request = proto::carina::CancelDrainRequest { disk: disk.to_owned() };
+        self.disks().cancel_drain(request).await?;
+        Ok(())
+    }
+
+    /// The disks that are being emptied.
+    pub async fn drains(&self) -> Result<Vec<proto::carina::Drain>, Failure> {
+        Ok(self.disks().list_drains(proto::carina::ListDrainsRequest {}).await?.into_inner().drains)
     }
 
     /// CreateVolume, with the parameters of a class.

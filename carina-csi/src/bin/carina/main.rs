@@ -5,6 +5,7 @@ mod client;
 mod completion;
 mod demo;
 mod disks;
+mod drain;
 mod failure;
 mod grouping;
 mod lock;
@@ -41,6 +42,7 @@ enum Command {
     Disks(disks::Disks),
     Plan(plan::Plan),
     Apply(plan::Apply),
+    Drain(drain::Drain),
     Serve(serve::Serve),
     Create(volumes::Create),
     #[command(visible_alias = "list")]
@@ -81,6 +83,7 @@ fn run(command: Command, options: &Options) -> Result<(), Failure> {
             Command::Disks(disks) => disks.run(options).await,
             Command::Plan(plan) => plan.run(options).await,
             Command::Apply(apply) => apply.run(options).await,
+            Command::Drain(drain) => drain.run(options).await,
             Command::Serve(serve) => serve.run(options).await,
             Command::Create(create) => create.run(options).await,
             Command::Ls(list) => list.run(options).await,

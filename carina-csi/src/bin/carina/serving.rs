@@ -42,7 +42,10 @@ impl Bound {
     /// Starts the services of this node over an engine.
     pub fn start(self, engine: &Engine, mounter: Arc<dyn Mounter>, node: NodeName) -> Serving {
         let service: Arc<dyn VolumeService> = Arc::new(engine.clone());
-        let driver = Driver::new().controller(Arc::clone(&service), Some(node.clone())).node(node, service, mounter);
+        let driver = Driver::new()
+            .controller(Arc::clone(&service), Some(node.clone()))
+            .node(node, service, mounter)
+            .disks(engine.clone());
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async {
             // Dropping the sender ends it too.

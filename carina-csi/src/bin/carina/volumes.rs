@@ -148,13 +148,17 @@ impl Row {
 }
 
 /// The two ways to the volumes.
-enum Door {
+/// Where the work is done, opened.
+pub enum Door {
+    /// In this process.
     InProcess(Box<RunningNode>),
+    /// By a server.
     Server(Client),
 }
 
 impl Door {
-    async fn open(options: &Options, through: &Through, verb: &str) -> Result<Self, Failure> {
+    /// Opens the way that was asked for.
+    pub async fn open(options: &Options, through: &Through, verb: &str) -> Result<Self, Failure> {
         match through.endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()) {
             Some(endpoint) => Client::connect(endpoint).await.map(Self::Server),
             None => {
