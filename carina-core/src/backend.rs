@@ -1,12 +1,14 @@
 //! The seam to storage: what a kind of storage can do on this node.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 
 use crate::{
-    Adoption, Bytes, DeviceGroup, Disk, Drain, DrainBy, DrainStep, Error, Foreign, FormatRecord, GroupName, Holding,
-    PlanStep, PlannedDisk, Result, SizeRange, Volume, VolumeId, VolumeName, VolumeRequest, VolumeType, Zeroing,
+    Adoption, Bytes, DeviceGroup, Disk, Drain, DrainBy, DrainStep, Error, Event, Foreign, FormatRecord, GroupName,
+    Health, Holding, PlanStep, PlannedDisk, Reason, Result, SizeRange, Subject, Volume, VolumeId, VolumeName,
+    VolumeRequest, VolumeType, Zeroing,
 };
 
 /// What a backend can do beyond the life of a volume. What isn't declared is not asked of it.
@@ -154,6 +156,25 @@ pub trait VolumeBackend: Send + Sync + 'static {
         Err(Error::NotFound(format!("{claim}: there is no such volume of the Go Carina on this node")))
     }
 
+    /// What is wrong now with its groups and volumes, as it can be seen without starting a process: states,
+    /// for [`Engine::stand`](crate::Engine).
+    async fn sights(&self, now: SystemTime) -> Result<Vec<Event>> {
+        let mut seen = Vec::new();
+        for group in self.groups().await? {
+            seen.extend(sight(&group.name, &group.health, [Reason::GroupFailed, Reason::GroupDegraded], now));
+        }
+        for volume in self.list().await? {
+            seen.extend(sight(&volume.id, &volume.health, [Reason::VolumeFailed, Reason::VolumeDegraded], now));
+        }
+        Ok(seen)
+    }
+
+    /// Brings up again what a disk of a group that was away took down, as far as nobody has it open: what
+    /// was done, and what is left to a person. Starts no process if there is nothing to do.
+    async fn revive(&self, _group: &GroupName) -> Result<Recovery> {
+        Ok(Recovery::default())
+    }
+
     /// The disks that are being emptied, by what the storage itself has on record.
     async fn drains(&self) -> Result<Vec<Drain>> {
         Ok(Vec::new())
@@ -195,5 +216,18 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// bare then. `false` if this disk isn't such a one of this backend's.
     async fn give_back(&self, _disk: &PlannedDisk) -> Result<bool> {
         Ok(false)
+    }
+}
+
+fn sight(
+    subject: impl Into<Subject>,
+    health: &Health,
+    [failed, degraded]: [Reason; 2],
+    now: SystemTime,
+) -> Option<Event> {
+    match health {
+        Health::Ok => None,
+        Health::Failed { evidence } => Some(Event::new(subject, failed, evidence, now)),
+        Health::Degraded { evidence } => Some(Event::new(subject, degraded, evidence, now)),
     }
 }

@@ -97,6 +97,16 @@ impl Sysfs {
         self.dev.join(name.replace('!', "/"))
     }
 
+    /// How many commands to a SCSI disk have failed and have timed out since it was found, as the kernel
+    /// counts; `None` for other disks.
+    #[must_use]
+    pub fn error_counters(&self, name: &str) -> Option<(u64, u64)> {
+        let device = self.device(name).join("device");
+        // In hexadecimal, with its mark in front.
+        let number = |file: &str| u64::from_str_radix(text(&device.join(file))?.trim_start_matches("0x"), 16).ok();
+        Some((number("ioerr_cnt")?, number("iotmo_cnt").unwrap_or_default()))
+    }
+
     fn device(&self, name: &str) -> PathBuf {
         self.sys.join("class/block").join(name)
     }

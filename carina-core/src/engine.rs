@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::{
     Adoption, Bytes, Capabilities, DeviceGroup, Disk, Error, Event, Foreign, FormatRecord, GroupName, GroupSelector,
-    Holding, Placement, PlanStep, Recovery, Result, Room, SizeRange, Volume, VolumeBackend, VolumeId, VolumeKind,
-    VolumeName, VolumeRequest, VolumeService, VolumeType, Zeroing,
+    Holding, Placement, PlanStep, Recovery, Result, Room, SizeRange, Subject, Volume, VolumeBackend, VolumeId,
+    VolumeKind, VolumeName, VolumeRequest, VolumeService, VolumeType, Zeroing,
 };
 use drain::Drains;
 use events::Bus;
@@ -58,6 +58,7 @@ struct Inner {
     retry: Retry,
     bus: Bus,
     drains: Drains,
+    look_again: Notify,
 }
 
 impl Engine {
@@ -90,6 +91,7 @@ impl Engine {
             retry,
             bus: Bus::new(),
             drains: Drains::default(),
+            look_again: Notify::new(),
         };
         let inner = Arc::new(inner);
         inner.resume_drains().await;
@@ -278,6 +280,49 @@ impl Engine {
     pub async fn in_use(&self, id: &VolumeId) -> Result<bool> {
         let (backend, _) = self.inner.located(id).await?;
         backend.in_use(id).await
+    }
+
+    /// What is wrong now, as the backends see it.
+    ///
+    /// # Errors
+    /// What a backend failed with.
+    pub async fn sights(&self, now: SystemTime) -> Result<Vec<Event>> {
+        let mut seen = Vec::new();
+        for backend in &self.inner.backends {
+            seen.extend(backend.sights(now).await?);
+        }
+        Ok(seen)
+    }
+
+    /// Has the group's backend bring up what a disk that was away took down, in the group's turn.
+    ///
+    /// # Errors
+    /// As [`VolumeBackend::revive`].
+    pub async fn revive(&self, group: &GroupName) -> Result<Recovery> {
+        let (inner, backend, name) = (Arc::clone(&self.inner), self.backend_of(group).await?, group.clone());
+        let revived = tokio::spawn(async move {
+            let _turn = inner.queues.turn(&name).await?;
+            backend.revive(&name).await
+        });
+        revived.await.unwrap_or_else(|e| Err(Error::Precondition(format!("it ended without a result: {e}"))))
+    }
+
+    /// The group that something of this node belongs to.
+    pub(crate) async fn group_of(&self, subject: &Subject) -> Option<GroupName> {
+        match subject {
+            Subject::Group { name } => Some(name.clone()),
+            Subject::Volume { id } => Some(self.inner.locate(id).await.ok()??.1.group),
+            Subject::Disk { .. } | Subject::Node => None,
+        }
+    }
+
+    /// Something may have changed about the disks: the [`Monitor`](crate::Monitor) looks at once.
+    pub fn look_again(&self) {
+        self.inner.look_again.notify_one();
+    }
+
+    pub(crate) async fn told_to_look(&self) {
+        self.inner.look_again.notified().await;
     }
 
     /// What the backend for this kind of volumes can do beyond their life.

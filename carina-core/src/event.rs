@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::{Disk, GroupName, PlannedDisk, VolumeId};
+use crate::{Disk, GroupName, Health, PlannedDisk, VolumeId};
 
 /// What an event is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -198,6 +198,25 @@ reasons! {
     AdoptionRefused: Warning,
 }
 
+impl Reason {
+    /// Whether what it is about doesn't work, or takes nothing new, until something changes.
+    #[must_use]
+    pub const fn is_down(self) -> bool {
+        matches!(
+            self,
+            Self::DiskGone
+                | Self::DiskReadOnly
+                | Self::PvMissing
+                | Self::GroupFailed
+                | Self::GroupStuck
+                | Self::PoolFailed
+                | Self::PoolReadOnly
+                | Self::PoolOutOfSpace
+                | Self::VolumeFailed
+        )
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
@@ -253,5 +272,59 @@ impl fmt::Display for Event {
             Some(evidence) => write!(f, " ({evidence})"),
             None => Ok(()),
         }
+    }
+}
+
+impl Health {
+    /// The state of what these events hold of, and since when it is so.
+    #[must_use]
+    pub fn of<'a>(standing: impl IntoIterator<Item = &'a Event>) -> (Self, Option<SystemTime>) {
+        let warnings = standing.into_iter().filter(|event| event.severity() == Severity::Warning);
+        let mut warnings: Vec<&Event> = warnings.collect();
+        warnings.sort_by_key(|event| (!event.reason.is_down(), event.at));
+        let Some(worst) = warnings.first() else { return (Self::Ok, None) };
+        let down = worst.reason.is_down();
+        let words = |event: &&Event| match &event.evidence {
+            Some(evidence) => format!("{} ({evidence})", event.message),
+            None => event.message.clone(),
+        };
+        let evidence = warnings.iter().map(words).collect::<Vec<_>>().join("; ");
+        let since = warnings.iter().filter(|event| event.reason.is_down() == down).map(|event| event.at).min();
+        (if down { Self::Failed { evidence } } else { Self::Degraded { evidence } }, since)
+    }
+}
+
+impl Subject {
+    /// Whether it is this disk, whatever the kernel calls it now.
+    #[must_use]
+    pub fn is_disk(&self, disk: &Disk) -> bool {
+        match self {
+            Self::Disk { ids, name } if ids.is_empty() => disk.ids.is_empty() && *name == disk.name,
+            Self::Disk { ids, .. } => ids.iter().any(|id| disk.ids.contains(id)),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+    use crate::{Bytes, Medium};
+
+    #[test]
+    fn the_worst_that_holds_is_the_state_since_it_began() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let disk = Disk { ids: vec!["wwn-1".to_owned()], ..Disk::bare("sda", Bytes::gib(20), Medium::Ssd) };
+        let event = |reason, seconds| Event::new(&disk, reason, reason.as_str(), at(seconds));
+        assert_eq!(Health::of(&[event(Reason::DiskReturned, 1)]), (Health::Ok, None));
+        let (health, since) = Health::of(&[event(Reason::IoErrors, 1), event(Reason::SmartFailing, 3)]);
+        assert_eq!((health.is_failed(), since), (false, Some(at(1))));
+        assert_eq!(health.evidence(), Some("IoErrors; SmartFailing"));
+        let (health, since) = Health::of(&[event(Reason::IoErrors, 1), event(Reason::DiskReadOnly, 5)]);
+        assert_eq!((health.is_failed(), since), (true, Some(at(5))));
+        assert!(Subject::from(&disk).is_disk(&Disk { name: "sdz".to_owned(), ..disk.clone() }));
+        assert!(!Subject::from(&disk).is_disk(&Disk { ids: Vec::new(), ..disk.clone() }));
     }
 }

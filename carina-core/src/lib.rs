@@ -40,6 +40,8 @@ pub mod exec;
 #[cfg(feature = "engine")]
 mod keeper;
 #[cfg(feature = "engine")]
+mod monitor;
+#[cfg(feature = "engine")]
 mod service;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -76,5 +78,7 @@ pub use backend::{Capabilities, Recovery, VolumeBackend};
 pub use engine::{Engine, Events, Retry};
 #[cfg(feature = "engine")]
 pub use keeper::Keeper;
+#[cfg(feature = "engine")]
+pub use monitor::Monitor;
 #[cfg(feature = "engine")]
 pub use service::VolumeService;

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use carina_core::discover::{self, Sysfs};
 use carina_core::exec::CommandRunner;
 use carina_core::{
-    Adoption, Bytes, Capabilities, DEFAULT_RESERVE, DeviceGroup, Disk, Drain, DrainBy, DrainStep, Error, Foreign,
-    FormatRecord, GroupName, Holding, PlanStep, PlannedDisk, Recovery, Result, SizeRange, Volume, VolumeBackend,
-    VolumeId, VolumeName, VolumeRequest, VolumeType, Zeroing,
+    Adoption, Bytes, Capabilities, DEFAULT_RESERVE, DeviceGroup, Disk, Drain, DrainBy, DrainStep, Error, Event,
+    Foreign, FormatRecord, GroupName, Holding, PlanStep, PlannedDisk, Recovery, Result, SizeRange, Volume,
+    VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType, Zeroing,
 };
 use tokio::sync::OnceCell;
 
@@ -206,6 +207,14 @@ impl VolumeBackend for LvmBackend {
 
     async fn apply(&self, step: &PlanStep) -> Result<()> {
         self.apply_step(step).await
+    }
+
+    async fn sights(&self, now: SystemTime) -> Result<Vec<Event>> {
+        self.look(now).await
+    }
+
+    async fn revive(&self, group: &GroupName) -> Result<Recovery> {
+        self.bring_back(group).await
     }
 
     async fn drains(&self) -> Result<Vec<Drain>> {

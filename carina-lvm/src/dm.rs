@@ -5,6 +5,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
+use carina_core::Reason;
+
 /// The kernel's door to device-mapper.
 const CONTROL: &str = "/dev/mapper/control";
 /// The size of `struct dm_ioctl` (`linux/dm-ioctl.h`).
@@ -23,7 +25,26 @@ const SUSPENDED: u32 = 1 << 1;
 /// The answer did not fit.
 const FULL: u32 = 1 << 8;
 
+nix::ioctl_readwrite!(dm_table_deps, 0xfd, 11, [u8; HEADER]);
 nix::ioctl_readwrite!(dm_table_status, 0xfd, 12, [u8; HEADER]);
+
+/// What is asked of a device.
+#[derive(Debug, Clone, Copy)]
+enum Question {
+    /// The devices under it.
+    Under,
+    /// Its state, with that of each target.
+    Status,
+}
+
+/// The number of a block device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Number {
+    /// The driver's.
+    pub major: u64,
+    /// The device's.
+    pub minor: u64,
+}
 
 /// A device-mapper device as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,8 +76,22 @@ pub struct Target {
 /// If device-mapper can't be asked: no such driver, or no privilege.
 pub fn device(name: &str) -> io::Result<Option<Device>> {
     let control = control()?;
-    let Some(buffer) = ask(&control, name)? else { return Ok(None) };
-    parse(&buffer).map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "device-mapper's answer is cut"))
+    let Some(buffer) = ask(&control, name, Question::Status)? else { return Ok(None) };
+    parse(&buffer).map(Some).ok_or_else(cut)
+}
+
+/// The devices that the device of this name lies on, if it is there.
+///
+/// # Errors
+/// As [`device`].
+pub fn under(name: &str) -> io::Result<Option<Vec<Number>>> {
+    let control = control()?;
+    let Some(buffer) = ask(&control, name, Question::Under)? else { return Ok(None) };
+    parse_under(&buffer).map(Some).ok_or_else(cut)
+}
+
+fn cut() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "device-mapper's answer is cut")
 }
 
 fn control() -> io::Result<File> {
@@ -64,7 +99,7 @@ fn control() -> io::Result<File> {
 }
 
 #[allow(unsafe_code)]
-fn ask(control: &File, name: &str) -> io::Result<Option<Vec<u8>>> {
+fn ask(control: &File, name: &str, question: Question) -> io::Result<Option<Vec<u8>>> {
     use std::os::fd::AsRawFd;
     let mut buffer = vec![0u8; BUFFER];
     // version 4.0.0; data_size, data_start; flags at 28; the name at 48, ended by a zero.
@@ -81,7 +116,13 @@ fn ask(control: &File, name: &str) -> io::Result<Option<Vec<u8>>> {
     }
     // SAFETY: the kernel reads and writes at most `data_size` bytes from the pointer, which is the length
     // of `buffer`; the buffer lives and isn't touched otherwise during the call.
-    let answer = unsafe { dm_table_status(control.as_raw_fd(), buffer.as_mut_ptr().cast()) };
+    let answer = unsafe {
+        let (control, buffer) = (control.as_raw_fd(), buffer.as_mut_ptr().cast());
+        match question {
+            Question::Under => dm_table_deps(control, buffer),
+            Question::Status => dm_table_status(control, buffer),
+        }
+    };
     match answer {
         Ok(_) => Ok(Some(buffer)),
         Err(nix::errno::Errno::ENXIO) => Ok(None),
@@ -106,12 +147,29 @@ fn parse(buffer: &[u8]) -> Option<Device> {
     }
     Some(Device {
         open_count: u32_at(buffer, 24)?,
-        // huge_encode_dev: the minor's low 8 bits, then 12 bits of major, then the rest of the minor.
-        minor: u32::try_from((device & 0xff) | ((device >> 12) & 0xfff_ff00)).ok()?,
+        minor: u32::try_from(number(device).minor).ok()?,
         read_only: flags & READ_ONLY != 0,
         suspended: flags & SUSPENDED != 0,
         targets,
     })
+}
+
+/// `struct dm_target_deps`: a count, four bytes of nothing, and the devices.
+fn parse_under(buffer: &[u8]) -> Option<Vec<Number>> {
+    if u32_at(buffer, 28)? & FULL != 0 {
+        return None;
+    }
+    let start = usize::try_from(u32_at(buffer, 16)?).ok()?;
+    let count = usize::try_from(u32_at(buffer, start)?).ok()?;
+    let numbers = buffer.get(start + 8..)?.chunks_exact(8).take(count);
+    let numbers: Vec<Number> =
+        numbers.filter_map(|bytes| Some(number(u64::from_ne_bytes(bytes.try_into().ok()?)))).collect();
+    (numbers.len() == count).then_some(numbers)
+}
+
+/// huge_encode_dev: the minor's low 8 bits, then 12 bits of major, then the rest of the minor.
+const fn number(device: u64) -> Number {
+    Number { major: (device >> 8) & 0xfff, minor: (device & 0xff) | ((device >> 12) & 0xfff_ff00) }
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
@@ -127,8 +185,21 @@ fn text(bytes: &[u8]) -> String {
 pub struct PoolStatus {
     /// The number of changes to its thin volumes, as the pool counts them; `None` if it failed.
     pub transaction: Option<u64>,
+    /// How many blocks of its metadata are used, and of how many.
+    pub metadata: Option<(u64, u64)>,
+    /// How many chunks of its data are used, and of how many.
+    pub data: Option<(u64, u64)>,
     /// What is wrong with it, if anything.
-    pub trouble: Option<String>,
+    pub trouble: Option<Trouble>,
+}
+
+/// What is wrong with a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// What kind of trouble it is.
+    pub reason: Reason,
+    /// In words.
+    pub words: String,
 }
 
 /// A pool's status line (`Documentation/admin-guide/device-mapper/thin-provisioning.rst`).
@@ -136,18 +207,23 @@ pub fn pool_status(device: &Device) -> Option<PoolStatus> {
     let line = &device.targets.iter().find(|target| target.kind == "thin-pool")?.status;
     let words: Vec<&str> = line.split_whitespace().collect();
     let transaction = words.first().and_then(|word| word.parse().ok());
+    let told = |reason, words: &str| Some(Trouble { reason, words: words.to_owned() });
     let trouble = if words.first() == Some(&"Fail") || words.first() == Some(&"Error") {
-        Some("the pool has failed".to_owned())
+        told(Reason::PoolFailed, "its pool has failed, and its reads and writes with it")
     } else if words.contains(&"out_of_data_space") {
-        Some("the pool is out of space".to_owned())
+        told(Reason::PoolOutOfSpace, "its pool is out of space")
     } else if words.contains(&"needs_check") {
-        Some("the pool's metadata needs a check".to_owned())
+        told(Reason::PoolReadOnly, "its pool's metadata needs a check")
     } else if words.contains(&"ro") {
-        Some("the pool is read-only".to_owned())
+        told(Reason::PoolReadOnly, "its pool is read-only")
     } else {
         None
     };
-    Some(PoolStatus { transaction, trouble })
+    let share = |word: Option<&&str>| {
+        let (used, all) = word?.split_once('/')?;
+        Some((used.parse().ok()?, all.parse().ok()?))
+    };
+    Some(PoolStatus { transaction, metadata: share(words.get(1)), data: share(words.get(2)), trouble })
 }
 
 /// The bytes that a thin volume has mapped; `Err` with its state if it failed.
@@ -175,7 +251,8 @@ mod tests {
     fn a_pools_line_is_read() {
         let line = "14 113/1024 0/16384 - rw discard_passdown queue_if_no_space - 256 ";
         let status = pool_status(&device("thin-pool", line)).unwrap();
-        assert_eq!(status, PoolStatus { transaction: Some(14), trouble: None });
+        let (metadata, data) = (Some((113, 1024)), Some((0, 16384)));
+        assert_eq!(status, PoolStatus { transaction: Some(14), metadata, data, trouble: None });
         for (line, word) in [
             ("Fail", "failed"),
             ("1 1/2 3/4 - out_of_data_space discard_passdown error_if_no_space - 256", "out of space"),
@@ -183,7 +260,7 @@ mod tests {
             ("1 1/2 3/4 - ro discard_passdown queue_if_no_space - 256", "read-only"),
         ] {
             let trouble = pool_status(&device("thin-pool", line)).unwrap().trouble.unwrap();
-            assert!(trouble.contains(word), "{trouble}");
+            assert!(trouble.words.contains(word), "{trouble:?}");
         }
         assert_eq!(pool_status(&device("linear", "")), None);
     }
@@ -193,6 +270,20 @@ mod tests {
         assert_eq!(thin_used(&device("thin", "2048 2047")), Some(Ok(1 << 20)));
         assert_eq!(thin_used(&device("thin", "0 -")), Some(Ok(0)));
         assert!(matches!(thin_used(&device("thin", "Fail")), Some(Err(_))));
+    }
+
+    #[test]
+    fn the_devices_under_a_device_are_told() {
+        let mut buffer = vec![0u8; 1024];
+        let mut put = |at: usize, bytes: &[u8]| buffer[at..at + bytes.len()].copy_from_slice(bytes);
+        put(16, &312u32.to_ne_bytes());
+        put(312, &2u32.to_ne_bytes());
+        put(320, &((8u64 << 8) | 16).to_ne_bytes());
+        put(328, &((259u64 << 8) | 7 | (1 << 20)).to_ne_bytes());
+        let expected = [Number { major: 8, minor: 16 }, Number { major: 259, minor: 256 + 7 }];
+        assert_eq!(parse_under(&buffer).unwrap(), expected);
+        buffer[312..316].copy_from_slice(&200u32.to_ne_bytes());
+        assert_eq!(parse_under(&buffer), None, "a cut answer is no answer");
     }
 
     #[test]

@@ -17,7 +17,6 @@ use carina_core::{
 use crate::argv;
 use crate::backend::LvmBackend;
 use crate::groups::Group;
-use crate::layout::Kind;
 use crate::tags;
 use crate::text::{DiskText, Text};
 
@@ -207,7 +206,7 @@ fn is_moving(text: &Text) -> bool {
     let is_move = |name: &str| {
         name.strip_prefix("pvmove").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
     };
-    text.layout.volumes.iter().any(|(name, volume)| is_move(name) && !volume.visible && volume.kind == Kind::Other)
+    text.layout.volumes.iter().any(|(name, volume)| is_move(name) && !volume.visible)
 }
 
 /// The first and the last extent of what is moved next: from the first that is allocated, as many as the
@@ -299,7 +298,7 @@ mod tests {
             tags: Vec::new(),
             size: Bytes::mib(4),
             visible,
-            kind: Kind::Other,
+            kind: crate::layout::Kind::Other,
         };
         text.layout.volumes.insert("pvmove0".to_owned(), volume(false));
         assert!(is_moving(&text));

@@ -72,7 +72,7 @@ fn volumes_left((used, limit): (Bytes, Bytes)) -> u64 {
 /// A group's health: what its disks say, a command that is stuck on it, and what recovery leaves to a
 /// person.
 pub fn group_health(group: &Group, stuck: Option<String>, kernel: &Result<BTreeMap<String, u64>, String>) -> Health {
-    let mut problems: Vec<String> = stuck.into_iter().chain(group.problems.iter().cloned()).collect();
+    let mut problems: Vec<String> = stuck.into_iter().chain(group.problems.iter().map(ToString::to_string)).collect();
     match kernel {
         Ok(kernel) => problems.extend(findings(&group.text, kernel).into_iter().filter_map(|finding| match finding {
             Finding::Person { words } => Some(words),
@@ -98,7 +98,7 @@ pub fn pool_counts(group: &Group) -> Result<BTreeMap<String, u64>, String> {
 }
 
 /// What a pool says of itself, if it is active.
-fn pool_status(group: &str, pool: &str) -> Result<Option<PoolStatus>, String> {
+pub fn pool_status(group: &str, pool: &str) -> Result<Option<PoolStatus>, String> {
     for name in names::dm_pool(group, pool) {
         if let Some(status) = ask(&name)?.and_then(|device| dm::pool_status(&device)) {
             return Ok(Some(status));
@@ -135,9 +135,7 @@ pub fn volume(name: &GroupName, group: &Group, ours: &OurVolume) -> Option<Volum
                 None => {}
             }
             match status {
-                Some(status) if status.trouble.is_some() => {
-                    volume.health = failed(status.trouble.unwrap_or_default());
-                }
+                Some(PoolStatus { trouble: Some(trouble), .. }) => volume.health = failed(trouble.words),
                 Some(PoolStatus { transaction: Some(count), .. })
                     if ours.pool.as_ref().is_some_and(|pool| pool.transaction != count) =>
                 {

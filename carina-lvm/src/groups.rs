@@ -1,12 +1,13 @@
 //! The groups of this node as they are, kept warm: re-read when a disk's header says that they changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use carina_core::exec::CommandRunner;
-use carina_core::{Bytes, Error, GroupName, Result};
+use carina_core::{Bytes, Error, GroupName, Reason, Result};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -32,9 +33,24 @@ pub struct Group {
     /// The size of its metadata, and how large it may become.
     pub room: (Bytes, Bytes),
     /// What is wrong with it, in words.
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
     /// Where a change would show first; `None` if nothing can be read directly.
     source: Option<Source>,
+}
+
+/// Something that is wrong with a group, for which it takes no volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What kind of trouble it is.
+    pub reason: Reason,
+    /// What was seen and what to do.
+    pub words: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,7 +177,7 @@ impl Groups {
                         list(&first.devices),
                         list(&group.devices)
                     );
-                    Arc::make_mut(first).problems.push(problem);
+                    Arc::make_mut(first).problems.push(Problem { reason: Reason::DuplicateDisk, words: problem });
                 }
             }
         }
@@ -172,6 +188,7 @@ impl Groups {
                     "none of its disks ({}) answers: see `dmesg`, and whether they are still plugged in",
                     list(&group.devices)
                 );
+                let problem = Problem { reason: Reason::PvMissing, words: problem };
                 let group = Group { problems: vec![problem], ..Group::clone(&group) };
                 picture.ours.insert(name, Arc::new(group));
             }
@@ -246,7 +263,7 @@ impl Groups {
             Ok(output) => output,
             // The disks say what is there; the group is no good to work on until LVM is.
             Err(error @ (Error::TimedOut(_) | Error::Unhealthy(_))) => {
-                group.problems.push(error.to_string());
+                group.problems.push(Problem { reason: Reason::GroupStuck, words: error.to_string() });
                 return Ok(group);
             }
             Err(error) => return Err(error),
@@ -262,11 +279,13 @@ impl Groups {
             }
             Ok(None) => {
                 let failure = output.failure(format!("report on {name}"), &command, true);
-                group.problems.push(format!("LVM does not see the group: {failure}"));
+                let words = format!("LVM does not see the group: {failure}");
+                group.problems.push(Problem { reason: Reason::GroupFailed, words });
             }
             Err(problem) => {
                 let failure = output.failure(format!("report on {name}"), &command, true);
-                group.problems.push(format!("{problem} ({failure})"));
+                let words = format!("{problem} ({failure})");
+                group.problems.push(Problem { reason: Reason::GroupFailed, words });
             }
         }
         Ok(group)
@@ -303,29 +322,39 @@ fn members_of(layout: &Layout, found: &[Found]) -> BTreeMap<String, PathBuf> {
 }
 
 /// What is wrong with a group's disks.
-fn problems(layout: &Layout, found: &[Found]) -> Vec<String> {
+fn problems(layout: &Layout, found: &[Found]) -> Vec<Problem> {
     let mut problems = Vec::new();
+    let mut tell = |reason, words| problems.push(Problem { reason, words });
     for disk in &layout.disks {
         let devices: BTreeSet<PathBuf> =
             found.iter().filter(|f| f.label.uuid == disk.uuid).map(|f| f.device.clone()).collect();
         match devices.len() {
-            0 => problems.push(format!(
-                "a disk of the group is missing (last seen as {}, physical volume {}): put it back, or take it out with \
+            0 => tell(
+                Reason::PvMissing,
+                format!(
+                    "a disk of the group is missing (last seen as {}, physical volume {}): put it back, or take it out with \
                  `vgreduce --removemissing {}` once its volumes are given up",
-                disk.device, disk.uuid, layout.name
-            )),
-            1 if disk.missing => problems.push(format!(
-                "LVM holds the disk {} for missing though it is back: `vgextend --restoremissing {} {}`",
-                list(&devices),
-                layout.name,
-                list(&devices)
-            )),
+                    disk.device, disk.uuid, layout.name
+                ),
+            ),
+            1 if disk.missing => tell(
+                Reason::PvMissing,
+                format!(
+                    "LVM holds the disk {} for missing though it is back: `vgextend --restoremissing {} {}`",
+                    list(&devices),
+                    layout.name,
+                    list(&devices)
+                ),
+            ),
             1 => {}
-            _ => problems.push(format!(
-                "{} are the same physical volume {}: a copy of a disk, or two paths to one; unplug one",
-                list(&devices),
-                disk.uuid
-            )),
+            _ => tell(
+                Reason::DuplicateDisk,
+                format!(
+                    "{} are the same physical volume {}: a copy of a disk, or two paths to one; unplug one",
+                    list(&devices),
+                    disk.uuid
+                ),
+            ),
         }
     }
     for unreadable in found.iter().filter(|f| layout.disks.iter().any(|disk| disk.uuid == f.label.uuid)) {

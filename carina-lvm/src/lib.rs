@@ -30,6 +30,8 @@ mod names;
 mod recover;
 mod release;
 mod report;
+mod sights;
+mod stale;
 mod tags;
 mod text;
 mod volumes;

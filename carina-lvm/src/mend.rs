@@ -108,7 +108,7 @@ impl LvmBackend {
     }
 
     /// The volumes and pools of ours that have no device.
-    async fn inactive(&self, group: &Group) -> Result<Vec<String>> {
+    pub(crate) async fn inactive(&self, group: &Group) -> Result<Vec<String>> {
         let kernel = self.kernel(group).await?.map_err(Error::Precondition)?;
         let ours = group.layout().our_volumes();
         let pools = ours.values().filter_map(|v| v.pool.as_ref()).filter(|pool| pool.figures.is_some());

@@ -131,7 +131,7 @@ impl Engine {
         Ok(())
     }
 
-    async fn backend_of(&self, group: &GroupName) -> Result<Arc<dyn VolumeBackend>> {
+    pub(super) async fn backend_of(&self, group: &GroupName) -> Result<Arc<dyn VolumeBackend>> {
         for backend in &self.inner.backends {
             if backend.groups().await?.iter().any(|there| there.name == *group) {
                 return Ok(Arc::clone(backend));

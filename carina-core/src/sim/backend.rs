@@ -477,12 +477,15 @@ impl VolumeBackend for SimBackend {
     }
 
     async fn holdings(&self) -> Result<Vec<Holding>> {
-        let state = self.alive("list volumes")?;
-        let holding = |sim: &SimVolume| {
-            let (cluster, quarantined) = (sim.cluster.clone(), sim.quarantined);
-            Some(Holding { volume: state.volume(sim)?, cluster, quarantined })
+        let holdings: Vec<Holding> = {
+            let state = self.alive("list volumes")?;
+            let holding = |sim: &SimVolume| {
+                let (cluster, quarantined) = (sim.cluster.clone(), sim.quarantined);
+                Some(Holding { volume: state.volume(sim)?, cluster, quarantined })
+            };
+            state.volumes.values().filter_map(holding).collect()
         };
-        Ok(state.volumes.values().filter_map(holding).collect())
+        Ok(holdings.into_iter().map(|held| Holding { volume: self.with_device(held.volume), ..held }).collect())
     }
 
     async fn set_quarantine(&self, id: &VolumeId, since: Option<u64>) -> Result<()> {

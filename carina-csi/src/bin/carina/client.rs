@@ -69,6 +69,12 @@ impl Client {
         Ok(self.disks().list_drains(proto::carina::ListDrainsRequest {}).await?.into_inner().drains)
     }
 
+    /// What is wrong now.
+    pub async fn conditions(&self) -> Result<Vec<proto::carina::Condition>, Failure> {
+        let request = proto::carina::ListConditionsRequest {};
+        Ok(self.disks().list_conditions(request).await?.into_inner().conditions)
+    }
+
     /// CreateVolume, with the parameters of a class.
     pub async fn create(
         &self,

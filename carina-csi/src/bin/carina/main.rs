@@ -8,6 +8,7 @@ mod disks;
 mod drain;
 mod failure;
 mod grouping;
+mod health;
 mod lock;
 mod node;
 mod options;
@@ -43,6 +44,7 @@ enum Command {
     Plan(plan::Plan),
     Apply(plan::Apply),
     Drain(drain::Drain),
+    Health(health::Health),
     Serve(serve::Serve),
     Create(volumes::Create),
     #[command(visible_alias = "list")]
@@ -84,6 +86,7 @@ fn run(command: Command, options: &Options) -> Result<(), Failure> {
             Command::Plan(plan) => plan.run(options).await,
             Command::Apply(apply) => apply.run(options).await,
             Command::Drain(drain) => drain.run(options).await,
+            Command::Health(health) => health.run(options).await,
             Command::Serve(serve) => serve.run(options).await,
             Command::Create(create) => create.run(options).await,
             Command::Ls(list) => list.run(options).await,

@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use carina_core::exec::{CommandRunner, ProcessRunner};
 use carina_core::sim::{SimBackend, SimNode};
 use carina_core::uevent::{DeviceEvents, KernelEvents, NoEvents};
-use carina_core::{DeviceGroup, Disk, Engine, Foreign, Placement, Recovery, Retry, Volume, VolumeBackend, Zeroing};
+use carina_core::{
+    DeviceGroup, Disk, Engine, Event, Foreign, Placement, Recovery, Retry, Volume, VolumeBackend, Zeroing,
+};
 use carina_csi::{LinuxMounter, MemoryMounter, Mounter};
 use carina_lvm::{LvmBackend, LvmConfig};
 use carina_raw::{HostDisks, RawBackend};
@@ -101,6 +104,15 @@ impl Node {
             foreign.extend(backend.foreign().await?);
         }
         Ok(foreign)
+    }
+
+    /// What is wrong with its groups and volumes, by one look.
+    pub async fn sights(&self, now: SystemTime) -> Result<Vec<Event>, Failure> {
+        let mut seen = Vec::new();
+        for backend in &self.backends {
+            seen.extend(backend.sights(now).await?);
+        }
+        Ok(seen)
     }
 
     /// The volumes of this machine.

@@ -30,6 +30,13 @@ pub struct Through {
     endpoint: Option<String>,
 }
 
+impl Through {
+    /// The server's endpoint, if one was named.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
+    }
+}
+
 /// Make a volume.
 ///
 /// A repeated command answers with the volume that it made.
