@@ -58,7 +58,7 @@ struct Inner {
     retry: Retry,
     bus: Bus,
     drains: Drains,
-    look_again: Notify,
+    check_health: Notify,
 }
 
 impl Engine {
@@ -91,7 +91,7 @@ impl Engine {
             retry,
             bus: Bus::new(),
             drains: Drains::default(),
-            look_again: Notify::new(),
+            check_health: Notify::new(),
         };
         let inner = Arc::new(inner);
         inner.resume_drains().await;
@@ -317,12 +317,12 @@ impl Engine {
     }
 
     /// Something may have changed about the disks: the [`Monitor`](crate::Monitor) looks at once.
-    pub fn look_again(&self) {
-        self.inner.look_again.notify_one();
+    pub fn check_health(&self) {
+        self.inner.check_health.notify_one();
     }
 
     pub(crate) async fn told_to_look(&self) {
-        self.inner.look_again.notified().await;
+        self.inner.check_health.notified().await;
     }
 
     /// What the backend for this kind of volumes can do beyond their life.

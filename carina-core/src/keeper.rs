@@ -188,6 +188,10 @@ impl Keeper {
             events.extend(taken.into_iter().filter_map(|(step, result)| Some(failed(&step, &result.err()?))));
         }
         self.engine.stand("grouping", SystemTime::now(), events);
+        if !config.dry_run {
+            self.engine.drain_configured(&config.drain, SystemTime::now()).await?;
+        }
+        self.engine.check_health();
         Ok(plan.left.iter().any(|left| unsettled(&left.why)))
     }
 

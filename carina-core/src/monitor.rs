@@ -62,7 +62,7 @@ impl Monitor {
         Self { host: Some(host), ..self }
     }
 
-    /// Looks every half minute, and when [`Engine::look_again`] says so, for ever.
+    /// Looks every half minute, and when [`Engine::check_health`] says so, for ever.
     pub async fn run(mut self) {
         loop {
             if let Err(error) = self.look(SystemTime::now()).await {

@@ -114,7 +114,7 @@ async fn it_looks_every_half_minute_and_when_it_is_told() {
     tokio::spawn(Monitor::new(engine.clone()).run());
     tokio::time::sleep(Duration::from_secs(1)).await;
     node.lose_disk("sdh");
-    engine.look_again();
+    engine.check_health();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(reasons(&told(&mut events).await), [Reason::DiskGone, Reason::GroupFailed]);
     node.return_disk("sdh");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use carina_core::{
-    Bytes, DeviceGroup, Disk, Gap, GroupName, Health, Medium, RawDisk, Signature, Volume, VolumeName, VolumeType,
+    Bytes, DeviceGroup, Disk, Event, Gap, GroupName, Health, Medium, RawDisk, Signature, Volume, VolumeName, VolumeType,
 };
 use carina_sched::{GroupReport, NodeReport};
 use jiff::Timestamp;
@@ -258,6 +258,9 @@ pub struct DiskFigures {
     /// Whether the kernel refuses writes to it.
     #[serde(default)]
     pub read_only: bool,
+    /// Whether it can be relied on; left out while nothing is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthReport>,
 }
 
 impl NodeStorageResource {
@@ -293,6 +296,17 @@ impl NodeStorageStatus {
             orphans: Vec::new(),
             conditions: Vec::new(),
         }
+    }
+
+    /// The same with the health of the disks, by what holds of them.
+    #[must_use]
+    pub fn with_health(mut self, disks: &[Disk], standing: &[Event]) -> Self {
+        for figures in &mut self.disks {
+            let Some(disk) = disks.iter().find(|disk| disk.name == figures.name) else { continue };
+            let (health, _) = Health::of(standing.iter().filter(|event| event.subject.is_disk(disk)));
+            figures.health = Some(HealthReport::from(&health)).filter(|_| health != Health::Ok);
+        }
+        self
     }
 
     /// The same with the time of the change.
@@ -418,6 +432,7 @@ impl DiskFigures {
             group: disk.group.as_ref().map(ToString::to_string),
             content,
             read_only: disk.read_only,
+            health: None,
         }
     }
 }
@@ -525,5 +540,19 @@ mod tests {
         let text = serde_json::to_string(&NodeStorageStatus::of(&[], &[group()], &[])).unwrap();
         let back: NodeStorageStatus = serde_json::from_str(&text).unwrap();
         assert_eq!(back.groups[0].device_group(), Some(group()));
+    }
+
+    #[test]
+    fn a_disk_in_trouble_says_so_and_the_others_nothing() {
+        let named =
+            |name: &str| Disk { ids: vec![format!("wwn-{name}")], ..Disk::bare(name, Bytes::gib(20), Medium::Ssd) };
+        let disks = [named("sda"), named("sdb")];
+        let failing = Event::new(&disks[1], carina_core::Reason::SmartFailing, "replace it", std::time::UNIX_EPOCH);
+        let status = NodeStorageStatus::of(&disks, &[], &[]).with_health(&disks, &[failing]);
+        assert_eq!(status.disks[0].health, None);
+        let health = status.disks[1].health.clone().unwrap();
+        assert_eq!((health.state, health.message.as_deref()), (HealthState::Degraded, Some("replace it")));
+        let text = serde_json::to_string(&status.disks[0]).unwrap();
+        assert!(!text.contains("health"), "{text}");
     }
 }

@@ -136,7 +136,7 @@ fn find_group<'a>(claim: &Adoption, picture: &'a Picture) -> Result<(&'a Layout,
     let refuse = |why: String| Err(Error::Precondition(format!("{claim}: {why}; nothing was changed")));
     if let Some(group) = picture.ours.get(&claim.group) {
         return match group.problems.first() {
-            Some(problem) => refuse(problem.clone()),
+            Some(problem) => refuse(problem.to_string()),
             None => Ok((group.layout(), &group.devices)),
         };
     }
@@ -151,7 +151,7 @@ fn find_group<'a>(claim: &Adoption, picture: &'a Picture) -> Result<(&'a Layout,
                  `vgchange --addtag {name} {name}`"
             )),
             _ if !names::group_fits(name) => refuse(format!("the name {name} is too long for volumes of Carina's")),
-            Some(problem) => refuse(problem.clone()),
+            Some(problem) => refuse(problem.to_string()),
             None => Ok((&group.layout, &group.devices)),
         },
     }

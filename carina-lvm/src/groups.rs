@@ -68,7 +68,7 @@ pub struct ForeignGroup {
     /// Its devices that are there.
     pub devices: BTreeSet<PathBuf>,
     /// What is wrong with its disks, in words.
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
 }
 
 /// All groups of this node that can be seen.

@@ -3,7 +3,8 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use carina_core::{Engine, Keeper, Retry};
+use carina_core::exec::ProcessRunner;
+use carina_core::{Engine, Keeper, Monitor, Retry};
 use carina_csi::Driver;
 use carina_sched::OneMachine;
 use kube::Client;
@@ -57,6 +58,7 @@ pub async fn run(
 
     let mounter = storage::mounter(&options, &engine);
     let driver = Driver::new().node(options.node_name.clone(), Arc::new(engine.clone()), Arc::clone(&mounter));
+    let driver = driver.disks(engine.clone());
     let csi = tokio::spawn(driver.serve(options.csi_address.listen()?, until_stopped(stopped.clone())));
 
     let (pages, figures) = pages::router(engine.clone(), node.clone(), ready.clone());
@@ -95,6 +97,7 @@ pub async fn run(
     tasks.spawn(classes.run(client.clone()));
     let found = watch::Sender::new(Vec::new());
     tasks.spawn(publisher.with_orphans(found.subscribe()).run());
+    tasks.spawn(Monitor::new(engine.clone()).with_host(Arc::new(ProcessRunner::new())).run());
     let told = telling::tell(engine.clone(), client.clone(), node.clone(), events.clone(), Arc::clone(&changed));
     tasks.spawn(told);
     let volumes = Volumes::new(client.clone(), &node, engine.clone(), events.clone(), Arc::clone(&changed));

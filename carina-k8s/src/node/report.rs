@@ -135,6 +135,7 @@ impl Publisher {
         let groups = self.engine.groups().await?;
         let disks = self.engine.disks().await?;
         let mut status = NodeStorageStatus::of(&disks, &groups, &volumes);
+        status = status.with_health(&disks, &self.engine.standing());
         let declared = self.declared.borrow();
         for group in &mut status.groups {
             let by = declared.iter().find(|(name, _)| name.as_str() == group.name);

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use carina_core::{Config, Event, Keeper, Reason, Subject};
+use carina_core::exec::ProcessRunner;
+use carina_core::{Config, Event, Keeper, Monitor, Reason, Subject};
 use carina_csi::{Endpoint, NodeName};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -54,6 +55,7 @@ impl Serve {
             Keeper::new(node.engine.clone(), settings.subscribe(), labels.subscribe(), devices, Arc::clone(&looked));
         let kept = tokio::spawn(keeper.run());
         looked.notified().await;
+        tokio::spawn(Monitor::new(node.engine.clone()).with_host(Arc::new(ProcessRunner::new())).run());
         let mut serving = bound.start(&node.engine, node::mounter(options.backend, &node.engine), name);
         output::print(&format!("carina: ready on {endpoint}"))?;
         loop {
