@@ -157,7 +157,7 @@ async fn a_disk_that_is_cut_on_its_way_out_is_finished_at_the_next_start() {
         assert!(!sh(&format!("vgs --noheadings -o vg_tags {VG}")).contains("leaving"), "{cut}");
         if out {
             assert!(disk.not_bare(Bytes::gib(10)).is_empty(), "{cut}: {disk:?}");
-            lab.backend.apply(&lab::grow_group(&[disk.clone()])).await.unwrap();
+            lab.backend.apply(&lab::grow_group(std::slice::from_ref(disk))).await.unwrap();
         }
     }
     // A used disk is refused in the act, and the last one takes its empty group along.
