@@ -261,7 +261,10 @@ pub enum Stays {
 impl fmt::Display for Stays {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InUse { used } => write!(f, "{used} of it are in use; `carina drain` empties it"),
+            Self::InUse { used } => write!(
+                f,
+                "{used} of it are in use; it leaves once nothing is on it (`carina drain` moves what an LVM disk holds)"
+            ),
             Self::Partitioned => f.write_str("it has partitions"),
             Self::AllUnselected => f.write_str("the config selects none of the group's disks, which changes nothing"),
             Self::GroupFailed => f.write_str("the group is in trouble"),

@@ -52,7 +52,8 @@ impl GroupPlan {
                     about(),
                     Reason::DiskUnselectedInUse,
                     format!(
-                        "no longer selected for group {group}, and in use; it stays until `carina drain` empties it"
+                        "no longer selected for group {group}, and in use; it stays until nothing is on it (`carina \
+                         drain` moves what an LVM disk holds)"
                     ),
                     Some(format!("{used} of it are in use")),
                 ),
