@@ -34,10 +34,12 @@ pub struct Place {
 }
 
 impl Place {
-    /// Whether LVM has yet to make the volume in its pool.
+    /// Whether a create was cut: LVM has yet to make the volume in its pool, or only the pool is there,
+    /// which says what it holds once it is up.
     fn is_unsettled(&self) -> bool {
         let pending = self.group.text.pending.get(self.volume.carrier());
-        pending.is_some_and(|pending| pending.contains(self.volume.id.as_str()))
+        let empty = self.volume.size.is_none() && self.volume.pool.as_ref().is_some_and(|pool| pool.thins == 0);
+        empty || pending.is_some_and(|pending| pending.contains(self.volume.id.as_str()))
     }
 
     pub(crate) fn volume(&self) -> Option<Volume> {
