@@ -138,6 +138,7 @@ async fn what_somebody_has_on_a_disk_is_never_claimed() {
     let can = File::options().read(true).write(true).open("/dev/loop-control").is_ok()
         && ["losetup", "blkid", "mkfs.ext4", "mkswap"].iter().all(|program| ProcessRunner::find(program).is_some());
     if !can {
+        assert!(std::env::var_os("CI").is_none(), "in CI nothing is skipped: what this test needs is missing");
         eprintln!("skipped: needs root, loop devices, losetup, blkid, mkfs.ext4 and mkswap");
         return;
     }

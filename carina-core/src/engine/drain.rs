@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::{Engine, Inner};
-use crate::drain::named;
 use crate::{
     Bytes, Disk, Drain, DrainBy, DrainStep, Error, Event, GroupName, PlannedDisk, Reason, Result, Subject,
     VolumeBackend,
@@ -280,6 +279,34 @@ fn next_piece(piece: Bytes, took: Duration) -> Bytes {
     next.max(PIECES.0).min(PIECES.1)
 }
 
+/// The one disk that is meant by a kernel name (`sdb`, `/dev/sdb`) or a stable id.
+///
+/// # Errors
+/// [`Error::NotFound`] for none, [`Error::Precondition`] where the name or any id of the disk is that of
+/// another disk too (a copy, or a second path): nobody knows which is meant then.
+fn named<'a>(disks: &'a [Disk], name: &str) -> Result<&'a Disk> {
+    let plain = name.strip_prefix("/dev/disk/by-id/").or_else(|| name.strip_prefix("/dev/")).unwrap_or(name);
+    let is_meant = |disk: &&Disk| disk.name == plain || disk.ids.iter().any(|id| id == plain || id == name);
+    let meant: Vec<&Disk> = disks.iter().filter(is_meant).collect();
+    let Some(disk) = meant.first().copied() else {
+        return Err(Error::NotFound(format!(
+            "there is no disk {name:?} on this node; `carina disks` lists the disks that there are, with their ids"
+        )));
+    };
+    let shared = |other: &&Disk| other.name != disk.name && other.ids.iter().any(|id| disk.ids.contains(id));
+    let others: Vec<&str> =
+        disks.iter().filter(|d| shared(d) || meant.iter().any(|m| m.name == d.name)).map(|d| d.name.as_str()).collect();
+    match others.iter().filter(|other| **other != disk.name).copied().collect::<Vec<_>>().as_slice() {
+        [] => Ok(disk),
+        others => Err(Error::Precondition(format!(
+            "{name:?} means {} and also {}, which share an id: a copy of a disk, or one disk over two paths; nothing \
+             was done to either. Unplug one, or give the copy another id",
+            disk.name,
+            others.join(", ")
+        ))),
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Whole between any two statements, so a panic elsewhere doesn't spoil it.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -288,6 +315,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Medium;
 
     #[test]
     fn pieces_follow_the_disks_speed_within_their_bounds() {
@@ -296,5 +324,31 @@ mod tests {
         assert_eq!(next_piece(FIRST_PIECE, Duration::from_secs(9)), Bytes::mib(128));
         assert_eq!(next_piece(PIECES.0, Duration::from_secs(90)), PIECES.0);
         assert_eq!(next_piece(PIECES.1, Duration::ZERO), PIECES.1);
+    }
+
+    fn disk(name: &str, ids: &[&str]) -> Disk {
+        let ids = ids.iter().map(|id| (*id).to_owned()).collect();
+        Disk { ids, ..Disk::bare(name, Bytes::gib(100), Medium::Ssd) }
+    }
+
+    #[test]
+    fn a_disk_is_meant_by_its_name_its_node_or_any_of_its_ids() {
+        let disks = [disk("sda", &["wwn-1", "S1"]), disk("sdb", &["wwn-2", "S2"])];
+        for name in ["sdb", "/dev/sdb", "wwn-2", "S2", "/dev/disk/by-id/wwn-2"] {
+            assert_eq!(named(&disks, name).unwrap().name, "sdb", "{name}");
+        }
+        for name in ["sd", "sdbb", "", "wwn-", "/dev/"] {
+            assert!(matches!(named(&disks, name), Err(Error::NotFound(_))), "{name}");
+        }
+    }
+
+    #[test]
+    fn two_disks_of_one_id_are_neither_meant() {
+        let disks = [disk("sda", &["wwn-1"]), disk("sdb", &["wwn-1", "S2"]), disk("sdc", &["wwn-3"])];
+        for name in ["wwn-1", "sda", "sdb", "S2"] {
+            let error = named(&disks, name).unwrap_err();
+            assert!(matches!(&error, Error::Precondition(m) if m.contains("sda") && m.contains("sdb")), "{error}");
+        }
+        assert_eq!(named(&disks, "sdc").unwrap().name, "sdc");
     }
 }
