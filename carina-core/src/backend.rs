@@ -166,6 +166,7 @@ pub trait VolumeBackend: Send + Sync + 'static {
         for volume in self.list().await? {
             seen.extend(sight(&volume.id, &volume.health, [Reason::VolumeFailed, Reason::VolumeDegraded], now));
         }
+        seen.extend(self.background().await?.iter().filter_map(|work| work.sight(now)));
         Ok(seen)
     }
 

@@ -203,7 +203,17 @@ impl Engine {
         let inner = Arc::clone(&self.inner);
         // A task of its own: a step that was begun goes on when the caller gives up.
         tokio::spawn(async move {
-            let backend = inner.backend(step.volume_type())?;
+            let kind = step.volume_type();
+            let unserved = |_| {
+                let served = inner.served();
+                Error::Unsupported(format!(
+                    "{step}: the config's policy for {} is {}, and this node serves {served} volumes; give the group \
+                     another policy, or serve both kinds (carina: --backend lvm+raw)",
+                    step.group(),
+                    kind.to_string().to_uppercase()
+                ))
+            };
+            let backend = inner.backend(kind).map_err(unserved)?;
             let _turn = inner.queues.turn(step.group()).await?;
             tracing::info!("{step}");
             backend.apply(&step).await
@@ -337,13 +347,18 @@ impl Engine {
 impl Inner {
     fn backend(&self, volume_type: VolumeType) -> Result<&Arc<dyn VolumeBackend>> {
         self.backends.iter().find(|backend| backend.volume_type() == volume_type).ok_or_else(|| {
-            let served: Vec<String> = self.backends.iter().map(|b| b.volume_type().to_string()).collect();
             Error::Unsupported(format!(
                 "{volume_type} volumes were asked for and this node serves {} volumes; start it with the backend for \
                  them, or use a class of another carina.storage.io/volume-type",
-                served.join(" and ")
+                self.served()
             ))
         })
+    }
+
+    /// The kinds of volumes that there are backends for.
+    fn served(&self) -> String {
+        let served: Vec<String> = self.backends.iter().map(|backend| backend.volume_type().to_string()).collect();
+        served.join(" and ")
     }
 
     async fn groups(&self) -> Result<Vec<DeviceGroup>> {

@@ -176,6 +176,8 @@ reasons! {
     VolumeFailed: Warning,
     /// A volume works, and something needs attention.
     VolumeDegraded: Warning,
+    /// The blocks of a deleted volume could not be zeroed: its space is kept back.
+    ZeroingFailed: Warning,
     /// What stood in the way has gone by itself or by somebody's hand.
     Resolved: Normal,
     /// A group was brought up again.

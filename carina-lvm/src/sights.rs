@@ -24,6 +24,7 @@ impl LvmBackend {
             seen.extend(stuck.map(|words| Event::new(&name, Reason::GroupStuck, words, now)));
             seen.extend(blocking(move || of_group(&name, &group, now)).await?);
         }
+        seen.extend(self.zeroing().await?.iter().filter_map(|work| work.sight(now)));
         Ok(seen)
     }
 }

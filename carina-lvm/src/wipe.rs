@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use carina_core::{Bytes, Error, GroupName, Result, Zeroing};
 
@@ -17,15 +16,20 @@ use crate::{argv, zero};
 
 /// What is zeroed at a time: short enough for a disk that turns not to hold up others for long.
 const CHUNK: Bytes = Bytes::mib(64);
-/// How long a wipe that failed waits before it begins anew.
-const RETRY_EVERY: Duration = Duration::from_secs(60);
 
-/// The wipes that run, with how far each is, by group and logical volume.
+/// The wipes that run, by group and logical volume.
 #[derive(Debug, Default)]
-pub struct Wipes(Mutex<BTreeMap<(GroupName, String), Bytes>>);
+pub struct Wipes(Mutex<BTreeMap<(GroupName, String), Running>>);
+
+/// How far a wipe is, and why its last try failed, if it did.
+#[derive(Debug, Clone, Default)]
+struct Running {
+    done: Bytes,
+    problem: Option<String>,
+}
 
 impl Wipes {
-    fn running(&self) -> MutexGuard<'_, BTreeMap<(GroupName, String), Bytes>> {
+    fn running(&self) -> MutexGuard<'_, BTreeMap<(GroupName, String), Running>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -36,12 +40,12 @@ impl Wipes {
         if running.contains_key(&key) {
             return false;
         }
-        running.insert(key, Bytes::ZERO);
+        running.insert(key, Running::default());
         true
     }
 
-    fn set(&self, group: &GroupName, volume: &str, done: Bytes) {
-        self.running().insert((group.clone(), volume.to_owned()), done);
+    fn set(&self, group: &GroupName, volume: &str, done: Bytes, problem: Option<String>) {
+        self.running().insert((group.clone(), volume.to_owned()), Running { done, problem });
     }
 
     fn end(&self, group: &GroupName, volume: &str) {
@@ -68,8 +72,9 @@ impl LvmBackend {
         let mut work = Vec::new();
         for (name, group) in self.picture().await?.ours {
             for (volume, size) in group.layout().wiping() {
-                let done = self.wipes().running().get(&(name.clone(), volume.clone())).copied().unwrap_or_default();
-                work.push(Zeroing { volume: volume.parse()?, group: name.clone(), disk: None, done, size });
+                let key = (name.clone(), volume.clone());
+                let Running { done, problem } = self.wipes().running().get(&key).cloned().unwrap_or_default();
+                work.push(Zeroing { volume: volume.parse()?, group: name.clone(), disk: None, done, size, problem });
             }
         }
         Ok(work)
@@ -77,14 +82,13 @@ impl LvmBackend {
 
     /// Zeroes a volume that is tagged so and removes it, again and again until that is done.
     async fn wipe(&self, group: &GroupName, volume: &str) {
-        loop {
-            match self.zero_and_remove(group, volume).await {
-                Ok(()) => break,
-                Err(error) => tracing::warn!(
-                    "zeroing the blocks of {volume} in {group} failed and begins anew in {RETRY_EVERY:?}: {error}"
-                ),
-            }
-            tokio::time::sleep(RETRY_EVERY).await;
+        let mut failures = 0;
+        while let Err(error) = self.zero_and_remove(group, volume).await {
+            failures += 1;
+            let pause = Zeroing::pause(failures);
+            tracing::warn!("zeroing the blocks of {volume} in {group} failed and begins anew in {pause:?}: {error}");
+            self.wipes().set(group, volume, Bytes::ZERO, Some(error.to_string()));
+            tokio::time::sleep(pause).await;
         }
         self.wipes().end(group, volume);
         tracing::info!("the blocks of {volume} in {group} are zeroed, and free again");
@@ -120,7 +124,7 @@ impl LvmBackend {
             file = zeroed.0;
             zeroed.1.map_err(|e| io(&e))?;
             done = done.saturating_add(length);
-            self.wipes().set(group, volume, done);
+            self.wipes().set(group, volume, done, None);
         }
         blocking(&what, move || file.sync_data()).await?.map_err(|e| io(&e))
     }

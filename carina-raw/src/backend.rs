@@ -740,6 +740,7 @@ impl VolumeBackend for RawBackend {
         for member in self.known().await? {
             let view = member.view();
             work.extend(view.contents.wipes().into_iter().map(|job| Zeroing {
+                problem: member.wipe_problem(job.partition),
                 volume: job.id,
                 group: view.contents.record.group.clone(),
                 disk: Some(member.name.clone()),

@@ -1,6 +1,6 @@
 //! A disk of ours while this process runs: one change at a time, and a view that never waits for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -31,6 +31,8 @@ pub(crate) struct Member {
     view: RwLock<Arc<View>>,
     /// The partitions whose wipe is running.
     pub(crate) wiping: Mutex<BTreeSet<Guid>>,
+    /// Why the last try of a wipe failed, by partition.
+    wipe_problems: Mutex<BTreeMap<Guid, String>>,
 }
 
 /// What a disk of ours was last seen as.
@@ -52,6 +54,7 @@ impl Member {
             turn: Arc::default(),
             view: RwLock::new(Arc::new(View { contents, problem: None })),
             wiping: Mutex::default(),
+            wipe_problems: Mutex::default(),
         })
     }
 
@@ -73,6 +76,20 @@ impl Member {
             }
             self.update(|view| view.problem = problem);
         }
+    }
+
+    /// Says why a wipe failed, or that it goes on.
+    pub(crate) fn set_wipe_problem(&self, partition: Guid, problem: Option<String>) {
+        let mut problems = self.wipe_problems.lock().unwrap_or_else(PoisonError::into_inner);
+        match problem {
+            Some(problem) => problems.insert(partition, problem),
+            None => problems.remove(&partition),
+        };
+    }
+
+    /// Why the last try of a wipe failed, if it did.
+    pub(crate) fn wipe_problem(&self, partition: Guid) -> Option<String> {
+        self.wipe_problems.lock().unwrap_or_else(PoisonError::into_inner).get(&partition).cloned()
     }
 
     /// Its size.

@@ -426,8 +426,9 @@ impl OwnedDisk {
     /// Grows a volume in place to a size in the range; one that is large enough stays as it is.
     ///
     /// # Errors
-    /// [`Error::NoCapacity`] if the space behind it doesn't suffice, [`Error::InvalidArgument`] beyond the
-    /// end of an exclusive volume, [`Error::OutOfRange`] if no size will do.
+    /// [`Error::NoCapacity`] if the space behind it doesn't suffice, [`Error::TimedOut`] (which is tried
+    /// again) while that space is being zeroed, [`Error::InvalidArgument`] beyond the end of an exclusive
+    /// volume, [`Error::OutOfRange`] if no size will do.
     pub fn expand(&self, id: &VolumeId, asked: SizeRange) -> Result<Contents> {
         let what = format!("expand {id} on {}", self.name);
         self.locked(&what, || {
@@ -459,14 +460,25 @@ impl OwnedDisk {
                 )));
             }
             if size > room {
+                let zeroing = contents.wipes();
+                let mut later = table.clone();
+                zeroing.iter().for_each(|job| later.remove(job.partition));
+                if size <= later.room_behind(&partition) {
+                    let jobs: Vec<String> =
+                        zeroing.iter().map(|job| format!("{} ({} of {})", job.id, job.done, job.size)).collect();
+                    return Err(Error::TimedOut(format!(
+                        "{what}: the space behind it has yet to be zeroed, of deleted volumes: {}; it can grow when \
+                         that is done, try again",
+                        jobs.join(", ")
+                    )));
+                }
                 return Err(NoCapacity {
                     asked: size,
                     available: room,
                     group: Some(contents.record.group.clone()),
                     detail: format!(
-                        "a partition grows only into the free space behind it, and {} ends at {}; make a larger \
-                         volume and move the data, or delete what is behind it",
-                        id,
+                        "a partition grows only into the free space behind it, and {id} is followed by {}; make a \
+                         larger volume and move the data",
                         behind(&table, &partition)
                     ),
                 }
@@ -859,7 +871,10 @@ impl OwnedDisk {
 fn behind(table: &Table, partition: &Partition) -> String {
     let end = partition.start.saturating_add(table.room_behind(partition));
     let next = table.partitions().into_iter().filter(|other| other.start >= end).min_by_key(|other| other.start);
-    next.map_or_else(|| "the end of the disk".to_owned(), |next| format!("partition {} ({})", next.number, next.name))
+    match next {
+        None => "the end of the disk".to_owned(),
+        Some(next) => format!("partition {} ({}), which could be deleted", next.number, next.name),
+    }
 }
 
 /// What a volume's partition is called: as the Go Carina names it, by what follows the last hyphen of the

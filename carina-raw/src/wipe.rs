@@ -1,9 +1,8 @@
 //! The zeroing of deleted volumes, in the background.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
-use carina_core::{Bytes, Error, Result};
+use carina_core::{Bytes, Error, Result, Zeroing};
 
 use crate::member::Member;
 use crate::owned_disk::WipeJob;
@@ -12,8 +11,6 @@ use crate::owned_disk::WipeJob;
 const CHUNK: Bytes = Bytes::mib(64);
 /// How much is zeroed between two records of how far it is.
 const RECORDED_EVERY: Bytes = Bytes::mib(256);
-/// How long a wipe that failed waits before it goes on.
-const RETRY_EVERY: Duration = Duration::from_secs(60);
 
 /// Begins, or resumes, the wipes that the disk's record has and that aren't running.
 pub(crate) fn start(member: &Arc<Member>) {
@@ -27,20 +24,26 @@ pub(crate) fn start(member: &Arc<Member>) {
 
 async fn run(member: Arc<Member>, mut job: WipeJob) {
     let _running = Running { member: Arc::clone(&member), job: job.clone() };
+    let (mut failures, mut before) = (0, job.done);
     while let Err(error) = wipe(&member, &mut job).await {
+        member.set_wipe_problem(job.partition, Some(error.to_string()));
         // Another program changed the table there, or the disk is gone: nothing more may be written.
         if matches!(error, Error::Precondition(_) | Error::Unhealthy(_)) || member.view().problem.is_some() {
             tracing::warn!("stopped zeroing the blocks of {} at {} of {}: {error}", job.id, job.done, job.size);
             return;
         }
+        failures = if job.done > before { 1 } else { failures + 1 };
+        before = job.done;
+        let pause = Zeroing::pause(failures);
         tracing::warn!(
-            "zeroing the blocks of {} failed at {} of {} and goes on in {RETRY_EVERY:?}: {error}",
+            "zeroing the blocks of {} failed at {} of {} and goes on in {pause:?}: {error}",
             job.id,
             job.done,
             job.size
         );
-        tokio::time::sleep(RETRY_EVERY).await;
+        tokio::time::sleep(pause).await;
     }
+    member.set_wipe_problem(job.partition, None);
     tracing::info!("the blocks of {} on {} are zeroed; {} are free again", job.id, member.name, job.size);
 }
 
@@ -56,6 +59,7 @@ async fn wipe(member: &Arc<Member>, job: &mut WipeJob) -> Result<()> {
             let (chunk, at) = (job.clone(), job.start.saturating_add(job.done));
             member.beside(move |disk| disk.wipe(&chunk, at, length)).await?;
             job.done = job.done.saturating_add(length);
+            member.set_wipe_problem(job.partition, None);
         }
         if job.done < job.size {
             tracing::debug!("zeroed {} of {} of {} on {}", job.done, job.size, job.id, member.name);

@@ -2,13 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod loops;
+
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use carina_core::exec::ProcessRunner;
 use carina_core::{
@@ -16,110 +18,7 @@ use carina_core::{
     Result, SizeRange, Volume, VolumeBackend, VolumeName, VolumeRequest, VolumeType, Wipe,
 };
 use carina_raw::{HostDisks, RawBackend};
-
-/// Loop devices over sparse files; detached and removed when dropped.
-struct Loops {
-    folder: tempfile::TempDir,
-    devices: Vec<PathBuf>,
-}
-
-impl Loops {
-    fn new(sizes: &[Bytes]) -> Self {
-        let mut loops = Self { folder: tempfile::tempdir().unwrap(), devices: Vec::new() };
-        for (n, size) in sizes.iter().enumerate() {
-            let file = loops.folder.path().join(format!("disk{n}"));
-            fs::File::create(&file).unwrap().set_len(size.get()).unwrap();
-            loops.attach(&file);
-        }
-        loops
-    }
-
-    fn attach(&mut self, file: &Path) {
-        let output = run("losetup", &["--find", "--show", "--nooverlap", file.to_str().unwrap()]);
-        self.devices.push(PathBuf::from(output.trim()));
-    }
-
-    fn detach_all(&mut self) {
-        for device in self.devices.drain(..) {
-            let device = device.to_str().unwrap();
-            // Tests beside this one look at every disk of the host, and hold it open for that moment.
-            let deadline = Instant::now() + Duration::from_secs(10);
-            for partition in partitions(Path::new(device)) {
-                let number = partition.rsplit('p').next().unwrap().to_owned();
-                let delpart = || Command::new("delpart").args([device, &number]).output().unwrap().status.success();
-                while !delpart() && Instant::now() < deadline {
-                    std::thread::yield_now();
-                }
-            }
-            run("losetup", &["--detach", device]);
-        }
-    }
-
-    /// The same files on other devices, as after a reboot.
-    fn reorder(&mut self) {
-        let files: Vec<PathBuf> =
-            (0..self.devices.len()).map(|n| self.folder.path().join(format!("disk{n}"))).collect();
-        self.detach_all();
-        for file in files.iter().rev() {
-            self.attach(file);
-        }
-        self.devices.reverse();
-    }
-
-    /// A backend that has recovered these disks.
-    async fn backend(&self) -> RawBackend {
-        let backend = self.looking();
-        let recovery = backend.recover().await.unwrap();
-        assert!(recovery.for_a_person.is_empty(), "{recovery:?}");
-        backend
-    }
-
-    fn looking(&self) -> RawBackend {
-        let host = HostDisks::new(Arc::new(ProcessRunner::default()), Bytes::gib(10));
-        RawBackend::new(Arc::new(host.limited_to(self.devices.clone())))
-    }
-
-    fn step(&self, group: &str) -> PlanStep {
-        let disks = self.devices.iter().map(|device| planned(device)).collect();
-        PlanStep::CreateGroup {
-            group: group.parse().unwrap(),
-            volume_type: VolumeType::Raw,
-            medium: Medium::Ssd,
-            disks,
-        }
-    }
-}
-
-impl Drop for Loops {
-    fn drop(&mut self) {
-        self.detach_all();
-    }
-}
-
-fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn name(device: &Path) -> String {
-    device.file_name().unwrap().to_str().unwrap().to_owned()
-}
-
-/// The kernel names of a disk's partitions.
-fn partitions(device: &Path) -> Vec<String> {
-    let folder = Path::new("/sys/class/block").join(name(device));
-    let names = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| folder.join(name).join("partition").exists()).collect()
-}
-
-fn planned(device: &Path) -> PlannedDisk {
-    let folder = Path::new("/sys/class/block").join(name(device));
-    let number = |file: &str| fs::read_to_string(folder.join(file)).unwrap().trim().parse::<u64>().unwrap();
-    // The stable name of a loop device is the file under it.
-    let file = fs::read_to_string(folder.join("loop/backing_file")).unwrap().trim().to_owned();
-    PlannedDisk { name: name(device), path: device.to_owned(), ids: vec![file], size: Bytes(number("size") * 512) }
-}
+use loops::{Loops, name, partitions, run};
 
 fn request(name: &str, size: Bytes) -> VolumeRequest {
     let size = SizeRange::at_least(size).unwrap();
@@ -396,6 +295,67 @@ async fn a_cut_write_is_mended_and_a_foreign_change_is_not() {
     backend.attach(&volume.id).await.unwrap();
 }
 
+/// A disk of ours with a volume, after somebody has been at it: what is refused, in which words, and that not
+/// a byte is written.
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_of_ours_that_are_not_in_order_are_refused_and_stay_as_they_are() {
+    let size = Bytes::gib(20);
+    let last = |size: Bytes| Bytes(size.get() - 512);
+    let [primary, backup] = [Bytes(512), last(size)];
+    let damaged = |at: Bytes| move |device: &Path| write(device, Bytes(at.get() + 16), &[0xFF; 4]);
+    let gone = |at: Bytes| move |device: &Path| write(device, at, &[0; 512]);
+    // The record stays: it stands behind what sfdisk writes.
+    let foreign = |script: &'static str| move |device: &Path| sfdisk(device.to_str().unwrap(), script);
+    let shrink = |device: &Path| {
+        let file = fs::read_to_string(Path::new("/sys/class/block").join(name(device)).join("loop/backing_file"));
+        fs::OpenOptions::new().write(true).open(file.unwrap().trim()).unwrap().set_len(Bytes::gib(15).get()).unwrap();
+        run("losetup", &["--set-capacity", device.to_str().unwrap()]);
+    };
+    type Harm<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, Harm<'_>, &str); 7] = [
+        ("the first copy is damaged", &damaged(primary), "in the first copy"),
+        ("the first copy is gone", &gone(primary), "the first copy is gone"),
+        ("the backup is damaged", &damaged(backup), "in the backup copy"),
+        ("the backup is gone", &gone(backup), "the backup copy is gone"),
+        ("another table", &foreign("label: gpt\nstart=1G, size=1G\n"), "somebody else has partitioned it"),
+        ("an MBR", &foreign("label: dos\nstart=1G, size=1G\n"), "MBR"),
+        ("it shrank", &shrink, "smaller than its partition table says"),
+    ];
+    for (what, harm, words) in cases {
+        let mut loops = Loops::new(&[size]);
+        {
+            let backend = loops.backend().await;
+            backend.apply(&loops.step("raw")).await.unwrap();
+            backend.create(&group(), &request("pvc-1", Bytes::mib(16))).await.unwrap();
+        }
+        harm(&loops.devices[0]);
+        loops.reorder();
+        let device = loops.devices[0].clone();
+        let end = Bytes(run("blockdev", &["--getsize64", device.to_str().unwrap()]).trim().parse().unwrap());
+        let bytes = || (read(&device, Bytes::ZERO, 20 << 20), read(&device, end.saturating_sub(Bytes::MIB), 1 << 20));
+        let before = bytes();
+        let backend = loops.looking();
+        let recovery = backend.recover().await.unwrap();
+        assert!(recovery.mended.is_empty(), "{what}: {recovery:?}");
+        assert!(recovery.for_a_person.iter().any(|line| line.contains(words)), "{what}: {recovery:?}");
+        let figures = only_group(&backend).await;
+        assert!(figures.health.evidence().is_some_and(|e| e.contains(words)), "{what}: {figures:?}");
+        assert_eq!((figures.free, figures.largest(None)), (Bytes::ZERO, Bytes::ZERO), "{what}");
+        let volume = backend.find(&"pvc-1".parse().unwrap()).await.unwrap().unwrap();
+        assert!(matches!(volume.health, Health::Degraded { .. }), "{what}");
+        let refused = [
+            backend.apply(&loops.step("other")).await.err(),
+            backend.create(&group(), &request("pvc-2", Bytes::MIB)).await.err(),
+            expand(&backend, &volume, Bytes::mib(32)).await.err(),
+            backend.delete(&volume.id).await.err(),
+            backend.record_format(&volume.id, FormatRecord::Block).await.err(),
+        ];
+        assert!(refused.iter().all(Option::is_some), "{what}: {refused:?}");
+        assert!(refused[3].as_ref().unwrap().to_string().contains(words), "{what}: {refused:?}");
+        assert!(bytes() == before, "{what}: it was written to");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_class_may_keep_the_blocks() {
     let loops = Loops::new(&[Bytes::gib(20)]);
@@ -406,6 +366,91 @@ async fn a_class_may_keep_the_blocks() {
     let volume = backend.create(&group(), &kept).await.unwrap();
     backend.delete(&volume.id).await.unwrap();
     assert_eq!(only_group(&backend).await.free, free, "at once");
+}
+
+/// A small file system in memory; taken down when dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn new(folder: &Path, size: Bytes) -> Self {
+        let at = folder.join("small");
+        fs::create_dir(&at).unwrap();
+        let options = format!("size={}", size.get());
+        run("mount", &["-t", "tmpfs", "-o", &options, "none", at.to_str().unwrap()]);
+        Self(at)
+    }
+
+    /// Takes all that is left of it.
+    fn fill(&self) -> PathBuf {
+        let filler = self.0.join("filler");
+        let file = fs::File::create(&filler).unwrap();
+        let block = vec![1; 1 << 16];
+        let full = (0..).find_map(|n| file.write_all_at(&block, n << 16).err()).unwrap();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        filler
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// A disk that is less than it says (a sparse file, a thin volume below) has no room for zeroes either.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_zeroed_is_told_kept_back_and_tried_again() {
+    let mut loops = Loops::new(&[]);
+    let small = Tmpfs::new(loops.folder.path(), Bytes::mib(96));
+    let file = small.0.join("disk0");
+    fs::File::create(&file).unwrap().set_len(Bytes::GIB.get()).unwrap();
+    loops.attach(&file);
+    let backend = loops.backend().await;
+    backend.apply(&loops.step("raw")).await.unwrap();
+    let free = only_group(&backend).await.free;
+    let size = Bytes::mib(64);
+    let volume = backend.create(&group(), &request("pvc-1", size)).await.unwrap();
+    let device = backend.attach(&volume.id).await.unwrap();
+    let secret = vec![0xA5; 1 << 20];
+    for n in 8..48 {
+        write(&device, Bytes::mib(n), &secret);
+    }
+    let filler = small.fill();
+    backend.delete(&volume.id).await.unwrap();
+    let told = async |backend: &RawBackend| -> Vec<String> {
+        let seen = backend.sights(SystemTime::now()).await.unwrap();
+        seen.into_iter().map(|event| event.to_string()).collect()
+    };
+    let failed = async |backend: &RawBackend| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while told(backend).await.is_empty() {
+            assert!(Instant::now() < deadline, "{:?}", backend.background().await);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    failed(&backend).await;
+    let words = told(&backend).await;
+    assert_eq!(words.len(), 1, "{words:?}");
+    for word in ["group raw", "ZeroingFailed", "volume-pvc-1", "64 MiB are kept back", "tried again"] {
+        assert!(words[0].contains(word), "{word:?} is not in {words:?}");
+    }
+    assert!(backend.background().await.unwrap()[0].problem.is_some());
+    // Nobody gets it meanwhile: neither in the figures, nor when it is asked for, nor after a restart.
+    assert_eq!(only_group(&backend).await.free, free.saturating_sub(size));
+    assert!(matches!(backend.create(&group(), &request("pvc-2", free)).await, Err(Error::NoCapacity(_))));
+    drop(backend);
+    let backend = loops.backend().await;
+    failed(&backend).await;
+    assert_eq!(only_group(&backend).await.free, free.saturating_sub(size));
+
+    fs::remove_file(&filler).unwrap();
+    until_free(&backend, free).await;
+    assert_eq!(told(&backend).await, Vec::<String>::new());
+    let next = backend.create(&group(), &request("pvc-2", size)).await.unwrap();
+    let device = backend.attach(&next.id).await.unwrap();
+    for n in 0..64 {
+        assert!(read(&device, Bytes::mib(n), 1 << 20).iter().all(|byte| *byte == 0), "MiB {n}");
+    }
 }
 
 /// A disk as the Go Carina leaves it: a GPT of its own, Linux partitions with its names, and one of others.

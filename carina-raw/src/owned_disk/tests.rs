@@ -134,6 +134,16 @@ fn growth_stops_at_what_is_behind() {
     assert!(matches!(disk.expand(&id("a"), small), Err(Error::OutOfRange(_))));
     assert!(disk.expand(&id("a"), at_least(mib(19))).is_ok());
     assert!(disk.expand(&id("a"), at_least(mib(2))).is_ok(), "one that is large enough stays");
+
+    // Until what is behind it is zeroed it can't have it, and this passes; more than that there will never be.
+    disk.delete(&id("b")).unwrap();
+    let (before, asked) = (fake.copy(), at_least(mib(30)));
+    let zeroing = disk.expand(&id("a"), asked).unwrap_err();
+    assert!(zeroing.is_transient() && zeroing.to_string().contains("volume-b (0 B of 8 MiB)"), "{zeroing}");
+    assert!(matches!(disk.expand(&id("a"), at_least(mib(63))), Err(Error::NoCapacity(_))));
+    assert!(fake.same_bytes(&before));
+    wipe_all(&disk);
+    assert!(disk.expand(&id("a"), asked).is_ok());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use carina_core::{
-    Bytes, ClassParameters, DeviceGroup, Engine, FormatRecord, GroupName, Health, SizeRange, Volume, VolumeId,
+    Bytes, ClassParameters, DeviceGroup, Engine, Error, FormatRecord, GroupName, Health, SizeRange, Volume, VolumeId,
     VolumeName, VolumeRequest, VolumeService,
 };
 use carina_csi::proto::{self, list_volumes_response::Entry};
@@ -332,12 +332,20 @@ impl Remove {
     }
 }
 
-/// Waits until nothing is left to do in the background.
+/// Waits until nothing is left to do in the background, or nothing that works.
 async fn background_done(engine: &Engine) -> Result<(), Failure> {
-    while !engine.background().await?.is_empty() {
+    loop {
+        let work = engine.background().await?;
+        let Some(first) = work.first() else { return Ok(()) };
+        if work.iter().all(|work| work.problem.is_some()) {
+            return Err(Error::Unhealthy(format!(
+                "{first}. The space is kept back until it is zeroed; carina serve, or the next command that changes \
+                 something, goes on with it"
+            ))
+            .into());
+        }
         tokio::time::sleep(BACKGROUND_EVERY).await;
     }
-    Ok(())
 }
 
 fn dash(value: Option<impl ToString>) -> String {
