@@ -18,7 +18,7 @@ use carina_core::{
 };
 use carina_csi::{LinuxMounter, MemoryMounter, MountOptions, Mounter};
 use suite::every_rule;
-use suite::fixture::{Fixture, Machine, block, create_request, ext4, publish_request, refused, stage_request};
+use suite::fixture::{Fixture, Machine, block, ext4, publish_request, refused, stage_request};
 use tonic::Code;
 
 use carina_csi::proto::volume_capability::access_mode::Mode;
@@ -55,6 +55,7 @@ async fn on(node: Arc<SimNode>) -> Fixture {
         service,
         mounter: Arc::clone(&memory) as Arc<dyn Mounter>,
         memory: Some(memory),
+        kind: VolumeType::Lvm,
         folder: folder.path().canonicalize().unwrap(),
         guard: Box::new(folder),
     };
@@ -73,6 +74,7 @@ async fn on_loop_devices() -> Fixture {
         service,
         mounter: Arc::new(LinuxMounter::new(runner)),
         memory: None,
+        kind: VolumeType::Lvm,
         folder: root.clone(),
         guard: Box::new(Undo { root, _folder: folder }),
     };
@@ -87,12 +89,7 @@ struct Undo {
 
 impl Drop for Undo {
     fn drop(&mut self) {
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for target in table.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
-            if Path::new(target).starts_with(&self.root) {
-                let _ = nix::mount::umount2(Path::new(target), nix::mount::MntFlags::MNT_DETACH);
-            }
-        }
+        suite::fixture::unmount_below(&self.root);
         for entry in std::fs::read_dir("/sys/block").into_iter().flatten().flatten() {
             let backing = std::fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
             if Path::new(backing.trim()).starts_with(&self.root) {
@@ -189,13 +186,13 @@ async fn a_create_in_flight_is_aborted_when_repeated_and_ends_without_its_caller
     let node = Arc::new(SimNode::new(disks()));
     let f = on(Arc::clone(&node)).await;
     node.set_latency(Duration::from_millis(300));
-    let mut request = tonic::Request::new(create_request("csi-slow", SIZE, &ext4()));
+    let mut request = tonic::Request::new(f.create_request("csi-slow", SIZE, &ext4()));
     request.set_timeout(Duration::from_millis(20));
     let first = f.controller.clone().create_volume(request).await.unwrap_err();
     assert!(matches!(first.code(), Code::Cancelled | Code::DeadlineExceeded), "{first:?}");
-    let again = f.controller.clone().create_volume(create_request("csi-slow", SIZE, &ext4())).await;
+    let again = f.controller.clone().create_volume(f.create_request("csi-slow", SIZE, &ext4())).await;
     refused(again, Code::Aborted, &[]);
-    until(async || f.controller.clone().create_volume(create_request("csi-slow", SIZE, &ext4())).await.is_ok()).await;
+    until(async || f.controller.clone().create_volume(f.create_request("csi-slow", SIZE, &ext4())).await.is_ok()).await;
 }
 
 #[tokio::test]
@@ -204,12 +201,12 @@ async fn the_error_of_a_create_whose_caller_left_reaches_the_next_call() {
     let f = on(Arc::clone(&node)).await;
     node.set_latency(Duration::from_millis(300));
     node.inject(SimOperation::Create, Fault::FailAfter { transient: false });
-    let mut request = tonic::Request::new(create_request("csi-kept", SIZE, &ext4()));
+    let mut request = tonic::Request::new(f.create_request("csi-kept", SIZE, &ext4()));
     request.set_timeout(Duration::from_millis(20));
     let left = f.controller.clone().create_volume(request).await.unwrap_err();
     assert!(matches!(left.code(), Code::Cancelled | Code::DeadlineExceeded), "{left:?}");
     let mut told = None;
-    until(async || match f.controller.clone().create_volume(create_request("csi-kept", SIZE, &ext4())).await {
+    until(async || match f.controller.clone().create_volume(f.create_request("csi-kept", SIZE, &ext4())).await {
         Err(status) if status.code() == Code::Aborted => false,
         Err(status) => {
             told = Some(status);
@@ -418,7 +415,7 @@ async fn ephemeral_volumes_that_were_left_behind_go_and_others_stay() {
     let f = in_memory().await;
     let publish = async |f: &Fixture, id: &str| {
         std::fs::create_dir_all(f.path(id)).unwrap();
-        let request = suite::node::ephemeral_request(id, &f.path(&format!("{id}/mount")), &[("size", "16Mi")]);
+        let request = suite::node::ephemeral_request(f, id, &f.path(&format!("{id}/mount")), &[("size", "16Mi")]);
         f.node.clone().node_publish_volume(request).await.unwrap();
     };
     for id in ["published", "folder-kept", "mounted", "left-behind"] {

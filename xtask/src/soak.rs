@@ -1,8 +1,8 @@
 //! `cargo xtask soak`: cuts the power of a machine that makes, grows and
 //! deletes volumes, again and again on the same disks, and has it check after
 //! each cut that no acknowledged volume is lost and no space has leaked. Before
-//! that, placement is compared with its oracle on millions of random cases,
-//! and a cluster whose agents and controllers die has to end all that it began.
+//! that, placement is compared with its oracle on millions of random cases, raw
+//! disks are read whose tables are damaged, and a cluster whose agents and controllers die has to end all that it began.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -42,6 +42,9 @@ pub struct Soak {
     /// On how many random cases placement is compared with its oracle.
     #[arg(long, default_value_t = 3_000_000)]
     placements: u64,
+    /// How many damaged partition tables and records a raw disk is read with.
+    #[arg(long, default_value_t = 100_000)]
+    tables: u64,
     /// How many volumes live on simulated nodes in a cluster whose agents and controllers die at random.
     #[arg(long, default_value_t = 1000)]
     volumes: u32,
@@ -57,7 +60,7 @@ impl Soak {
     /// The short form that CI runs.
     pub fn short() -> Self {
         // The tests compare enough placements.
-        Self { rounds: 3, seed: Some(1), placements: 0, volumes: 0, nodes: 0, accel: Choice::Auto }
+        Self { rounds: 3, seed: Some(1), placements: 0, tables: 0, volumes: 0, nodes: 0, accel: Choice::Auto }
     }
 
     /// Runs all rounds; the exit code says whether everything held.
@@ -66,6 +69,7 @@ impl Soak {
         let seed = self.seed.unwrap_or(now.as_secs());
         let started = Instant::now();
         compare_placements(self.placements, seed)?;
+        damage_tables(self.tables)?;
         converge(self.volumes, self.nodes, seed)?;
         if self.rounds == 0 {
             return Ok(0);
@@ -121,6 +125,19 @@ fn compare_placements(cases: u64, seed: u64) -> Result<()> {
         .env("CARINA_SEED", seed.to_string());
     let status = test.status().context("cargo did not run")?;
     if status.success() { Ok(()) } else { Err(Error::new("placement differs from its oracle; the case is above")) }
+}
+
+/// Lives on raw disks whose tables and records are damaged at random.
+fn damage_tables(cases: u64) -> Result<()> {
+    if cases == 0 {
+        return Ok(());
+    }
+    println!("soak: {cases} damaged partition tables and records");
+    let mut test = workspace::cargo();
+    test.args(["test", "--quiet", "--release", "-p", "carina-raw", "--lib", "the_seeds_of_the_fuzz_target"])
+        .env("CARINA_CASES", cases.to_string());
+    let status = test.status().context("cargo did not run")?;
+    if status.success() { Ok(()) } else { Err(Error::new("a damaged disk was misread or written to; see above")) }
 }
 
 /// Lets volumes be made, grown and deleted in a cluster where agents and controllers die.

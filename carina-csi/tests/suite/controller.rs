@@ -1,19 +1,15 @@
 //! The rules of the Controller service, each with its code.
 
-use carina_core::Bytes;
+use carina_core::{Bytes, VolumeType};
 use carina_csi::TOPOLOGY_KEY;
 use carina_csi::proto::volume_capability::AccessType;
 use carina_csi::proto::volume_capability::access_mode::Mode;
 use carina_csi::proto::{self, VolumeCapability, controller_service_capability, volume_content_source};
 use tonic::Code;
 
-use super::fixture::{
-    Fixture, NODE, block, create_request, delete_request, expand_request, ext4, mount, range, refused,
-};
+use super::fixture::{Fixture, NODE, VOLUME_TYPE, block, delete_request, expand_request, ext4, mount, range, refused};
 
 const SIZE: Bytes = Bytes::mib(16);
-/// The extent of every backend under test.
-const EXTENT: Bytes = Bytes::mib(4);
 
 fn get(id: &str) -> proto::ControllerGetVolumeRequest {
     proto::ControllerGetVolumeRequest { volume_id: id.to_owned() }
@@ -81,14 +77,14 @@ pub async fn declared_capabilities_are_those_that_work(f: &Fixture) {
 pub async fn controller_calls_without_a_required_field_are_invalid(f: &Fixture) {
     let mut c = f.controller.clone();
     let invalid = Code::InvalidArgument;
-    refused(c.create_volume(create_request("", SIZE, &ext4())).await, invalid, &["name"]);
-    let mut none = create_request("csi-missing", SIZE, &ext4());
+    refused(c.create_volume(f.create_request("", SIZE, &ext4())).await, invalid, &["name"]);
+    let mut none = f.create_request("csi-missing", SIZE, &ext4());
     none.volume_capabilities.clear();
     refused(c.create_volume(none).await, invalid, &["volume_capabilities"]);
     let no_mode = VolumeCapability { access_mode: None, ..ext4() };
-    refused(c.create_volume(create_request("csi-missing", SIZE, &no_mode)).await, invalid, &["access_mode"]);
+    refused(c.create_volume(f.create_request("csi-missing", SIZE, &no_mode)).await, invalid, &["access_mode"]);
     let no_type = VolumeCapability { access_type: None, ..ext4() };
-    refused(c.create_volume(create_request("csi-missing", SIZE, &no_type)).await, invalid, &["access_type"]);
+    refused(c.create_volume(f.create_request("csi-missing", SIZE, &no_type)).await, invalid, &["access_type"]);
     refused(c.delete_volume(delete_request("")).await, invalid, &["volume_id"]);
     refused(c.validate_volume_capabilities(validate("", &[ext4()])).await, invalid, &["volume_id"]);
     refused(c.validate_volume_capabilities(validate("volume-x", &[])).await, invalid, &["volume_capabilities"]);
@@ -107,7 +103,7 @@ pub async fn a_repeated_create_answers_with_the_same_volume(f: &Fixture) {
     assert_eq!(first.accessible_topology.len(), 1);
     assert_eq!(first.accessible_topology[0].segments[TOPOLOGY_KEY], NODE);
     assert_eq!(first.volume_context["carina.storage.io/node"], NODE);
-    assert!(first.volume_context["carina.storage.io/disk-group-name"].starts_with("carina-vg-"));
+    assert!(first.volume_context["carina.storage.io/disk-group-name"].starts_with("carina-"));
     assert_eq!(listed(f).await.iter().filter(|id| **id == first.volume_id).count(), 1);
     f.delete(&first).await;
 }
@@ -115,13 +111,13 @@ pub async fn a_repeated_create_answers_with_the_same_volume(f: &Fixture) {
 pub async fn a_name_that_is_taken_by_another_volume_exists(f: &Fixture) {
     let exact = |size: Bytes| proto::CreateVolumeRequest {
         capacity_range: Some(range(size, Some(size))),
-        ..create_request("csi-taken", size, &ext4())
+        ..f.create_request("csi-taken", size, &ext4())
     };
     let mut c = f.controller.clone();
     let volume = c.create_volume(exact(SIZE)).await.unwrap().into_inner().volume.unwrap();
     assert_eq!(volume.capacity_bytes, 16 << 20, "with the limit at the required size, exactly that");
     refused(c.create_volume(exact(Bytes::mib(32))).await, Code::AlreadyExists, &["16 MiB", "32 MiB"]);
-    let mut elsewhere = create_request("csi-taken", SIZE, &ext4());
+    let mut elsewhere = f.create_request("csi-taken", SIZE, &ext4());
     let group = &volume.volume_context["carina.storage.io/disk-group-name"];
     let other = if group.ends_with("ssd") { "hdd" } else { "ssd" };
     elsewhere.parameters.insert("carina.storage.io/disk-group-name".to_owned(), other.to_owned());
@@ -141,7 +137,7 @@ pub async fn names_of_any_kind_work(f: &Fixture) {
         assert!(seen.insert(volume.volume_id.clone()), "{name} has an id of its own");
     }
     for bad in ["n".repeat(129), "a\u{1}b".to_owned()] {
-        let result = f.controller.clone().create_volume(create_request(&bad, SIZE, &ext4())).await;
+        let result = f.controller.clone().create_volume(f.create_request(&bad, SIZE, &ext4())).await;
         refused(result, Code::InvalidArgument, &["name"]);
     }
     for id in seen {
@@ -152,20 +148,23 @@ pub async fn names_of_any_kind_work(f: &Fixture) {
 pub async fn capacity_is_the_next_size_that_can_be(f: &Fixture) {
     let mut c = f.controller.clone();
     let mut create = async |required: i64, limit: i64| {
-        let mut request = create_request("csi-size", SIZE, &ext4());
+        let mut request = f.create_request("csi-size", SIZE, &ext4());
         request.capacity_range = Some(proto::CapacityRange { required_bytes: required, limit_bytes: limit });
         c.create_volume(request).await
     };
-    refused(create((5 << 20) + 1, 7 << 20).await, Code::OutOfRange, &["4 MiB", "8 MiB"]);
+    let extent = f.extent();
+    let bytes = i64::try_from(extent.get()).unwrap();
+    let (below, above) = (extent.to_string(), Bytes(2 * extent.get()).to_string());
+    refused(create(bytes + 1, 2 * bytes - 1).await, Code::OutOfRange, &[&below, &above]);
     refused(create(8 << 20, 4 << 20).await, Code::OutOfRange, &[]);
     refused(create(-1, 0).await, Code::InvalidArgument, &["-1"]);
     refused(create(0, -1).await, Code::InvalidArgument, &["-1"]);
     refused(create(i64::MAX, 0).await, Code::ResourceExhausted, &[]);
-    let volume = create((5 << 20) + 1, 0).await.unwrap().into_inner().volume.unwrap();
-    assert_eq!(volume.capacity_bytes, 8 << 20);
+    let volume = create(bytes + 1, 0).await.unwrap().into_inner().volume.unwrap();
+    assert_eq!(volume.capacity_bytes, 2 * bytes);
     f.delete(&volume).await;
     // Without a required size: 1 GiB, or what the limit allows.
-    let mut request = create_request("csi-size", SIZE, &ext4());
+    let mut request = f.create_request("csi-size", SIZE, &ext4());
     request.capacity_range = None;
     let volume = f.controller.clone().create_volume(request).await.unwrap().into_inner().volume.unwrap();
     assert_eq!(volume.capacity_bytes, 1 << 30);
@@ -177,7 +176,7 @@ pub async fn capacity_is_the_next_size_that_can_be(f: &Fixture) {
 
 pub async fn what_the_driver_does_not_know_is_invalid(f: &Fixture) {
     let mut c = f.controller.clone();
-    let plain = || create_request("csi-unknown", SIZE, &ext4());
+    let plain = || f.create_request("csi-unknown", SIZE, &ext4());
     let invalid = Code::InvalidArgument;
     for source in [
         volume_content_source::Type::Snapshot(volume_content_source::SnapshotSource { snapshot_id: "s".into() }),
@@ -203,20 +202,20 @@ pub async fn what_the_driver_does_not_know_is_invalid(f: &Fixture) {
         &["/dev/sda"],
     );
     for mode in [Mode::MultiNodeReaderOnly, Mode::MultiNodeSingleWriter, Mode::MultiNodeMultiWriter] {
-        let request = create_request("csi-unknown", SIZE, &mount("", mode));
+        let request = f.create_request("csi-unknown", SIZE, &mount("", mode));
         refused(c.create_volume(request).await, invalid, &[mode.as_str_name()]);
     }
-    let request = create_request("csi-unknown", SIZE, &mount("ntfs", Mode::SingleNodeWriter));
+    let request = f.create_request("csi-unknown", SIZE, &mount("ntfs", Mode::SingleNodeWriter));
     refused(c.create_volume(request).await, invalid, &["ntfs", "xfs"]);
     let mut group = ext4();
     if let Some(AccessType::Mount(mount)) = &mut group.access_type {
         mount.volume_mount_group = "1000".to_owned();
     }
-    refused(c.create_volume(create_request("csi-unknown", SIZE, &group)).await, invalid, &["fsGroup"]);
+    refused(c.create_volume(f.create_request("csi-unknown", SIZE, &group)).await, invalid, &["fsGroup"]);
     let mut two = plain();
     two.volume_capabilities = vec![mount("ext4", Mode::SingleNodeWriter), mount("xfs", Mode::SingleNodeWriter)];
     refused(c.create_volume(two).await, invalid, &["one filesystem"]);
-    let small = create_request("csi-unknown", SIZE, &mount("xfs", Mode::SingleNodeWriter));
+    let small = f.create_request("csi-unknown", SIZE, &mount("xfs", Mode::SingleNodeWriter));
     refused(c.create_volume(small).await, Code::OutOfRange, &["300 MiB"]);
     assert!(!listed(f).await.iter().any(|id| id.contains("csi-unknown")), "bad input changes nothing");
 }
@@ -228,7 +227,7 @@ pub async fn a_place_elsewhere_has_no_room(f: &Fixture) {
             requisite: requisite.iter().map(|node| place(node)).collect(),
             preferred: preferred.iter().map(|node| place(node)).collect(),
         }),
-        ..create_request("csi-place", SIZE, &ext4())
+        ..f.create_request("csi-place", SIZE, &ext4())
     };
     let mut c = f.controller.clone();
     refused(c.create_volume(at(&["node-2"], &[])).await, Code::ResourceExhausted, &[NODE]);
@@ -240,9 +239,9 @@ pub async fn a_place_elsewhere_has_no_room(f: &Fixture) {
 
 pub async fn a_create_without_room_is_exhausted_and_leaves_nothing(f: &Fixture) {
     let before = listed(f).await;
-    let result = f.controller.clone().create_volume(create_request("csi-huge", Bytes::TIB, &ext4())).await;
+    let result = f.controller.clone().create_volume(f.create_request("csi-huge", Bytes::TIB, &ext4())).await;
     refused(result, Code::ResourceExhausted, &["1 TiB"]);
-    let mut request = create_request("csi-huge", SIZE, &ext4());
+    let mut request = f.create_request("csi-huge", SIZE, &ext4());
     request.parameters.insert("carina.storage.io/disk-group-name".to_owned(), "no-such-group".to_owned());
     refused(f.controller.clone().create_volume(request).await, Code::ResourceExhausted, &["no-such-group"]);
     let after = listed(f).await;
@@ -288,13 +287,14 @@ pub async fn a_validation_confirms_only_what_is_so(f: &Fixture) {
     let mut context = good.clone();
     context.volume_context.insert("carina.storage.io/node".to_owned(), "node-2".to_owned());
     let mut parameters = good.clone();
-    parameters.parameters.insert("carina.storage.io/volume-type".to_owned(), "raw".to_owned());
+    let other = if f.machine.kind == VolumeType::Lvm { "raw" } else { "lvm" };
+    parameters.parameters.insert(VOLUME_TYPE.to_owned(), other.to_owned());
     let mut mutable = good;
     mutable.mutable_parameters.insert("iops".to_owned(), "1".to_owned());
-    for (request, word) in [(multi, "MULTI_NODE"), (context, "node-2"), (parameters, "raw"), (mutable, "iops")] {
+    for (request, word) in [(multi, "MULTI_NODE"), (context, "node-2"), (parameters, other), (mutable, "iops")] {
         let response = c.validate_volume_capabilities(request).await.unwrap().into_inner();
         assert_eq!(response.confirmed, None);
-        assert!(response.message.contains(word) || word == "raw" && response.message.contains("class"), "{response:?}");
+        assert!(response.message.contains(word) || word == other && response.message.contains("class"), "{response:?}");
     }
     f.delete(&volume).await;
 }
@@ -340,21 +340,23 @@ pub async fn volumes_are_listed_in_pages(f: &Fixture) {
 
 pub async fn capacity_is_what_is_free_in_bytes(f: &Fixture) {
     let mut c = f.controller.clone();
-    let group = |name: &str| proto::GetCapacityRequest {
-        parameters: [("carina.storage.io/disk-group-name".to_owned(), name.to_owned())].into(),
-        ..Default::default()
+    let any = || proto::GetCapacityRequest { parameters: f.class(), ..Default::default() };
+    let group = |name: &str| {
+        let mut request = any();
+        request.parameters.insert("carina.storage.io/disk-group-name".to_owned(), name.to_owned());
+        request
     };
-    let all = c.get_capacity(proto::GetCapacityRequest::default()).await.unwrap().into_inner();
+    let all = c.get_capacity(any()).await.unwrap().into_inner();
     let ssd = c.get_capacity(group("ssd")).await.unwrap().into_inner();
     let hdd = c.get_capacity(group("carina-vg-hdd")).await.unwrap().into_inner();
     assert_eq!(all.available_capacity, ssd.available_capacity + hdd.available_capacity);
     assert_eq!(all.maximum_volume_size, ssd.maximum_volume_size.max(hdd.maximum_volume_size));
-    assert_eq!(ssd.minimum_volume_size, Some(EXTENT.get() as i64));
+    assert_eq!(ssd.minimum_volume_size, Some(f.extent().get() as i64));
 
     // The largest size is one that is made; the next one is refused; and with it, all is gone.
     let largest = ssd.maximum_volume_size.unwrap();
     assert!(largest <= ssd.available_capacity && largest > 0);
-    let mut request = create_request("csi-largest", SIZE, &ext4());
+    let mut request = f.create_request("csi-largest", SIZE, &ext4());
     request.parameters = group("ssd").parameters;
     request.capacity_range = Some(proto::CapacityRange { required_bytes: largest + 1, limit_bytes: 0 });
     refused(c.create_volume(request.clone()).await, Code::ResourceExhausted, &[]);
@@ -363,9 +365,13 @@ pub async fn capacity_is_what_is_free_in_bytes(f: &Fixture) {
     let left = c.get_capacity(group("ssd")).await.unwrap().into_inner();
     assert!(left.available_capacity <= ssd.available_capacity - largest, "free, not total");
     f.delete(&volume).await;
-    let again = c.get_capacity(group("ssd")).await.unwrap().into_inner();
-    // (A pool's metadata spare outlives it, so it need not be all of what was.)
-    assert!(again.available_capacity > left.available_capacity);
+    // (It may have to be zeroed first; and a pool's metadata spare outlives it, so that it need not be all of
+    // what was.)
+    f.until(async || {
+        let again = c.clone().get_capacity(group("ssd")).await.unwrap().into_inner();
+        again.available_capacity > left.available_capacity
+    })
+    .await;
 
     let nothing = |response: proto::GetCapacityResponse| {
         (response.available_capacity, response.maximum_volume_size) == (0, Some(0))
@@ -378,10 +384,8 @@ pub async fn capacity_is_what_is_free_in_bytes(f: &Fixture) {
     assert!(nothing(c.get_capacity(place("node-2")).await.unwrap().into_inner()));
     let all = c.get_capacity(proto::GetCapacityRequest::default()).await.unwrap().into_inner();
     assert_eq!(c.get_capacity(place(NODE)).await.unwrap().into_inner(), all);
-    let shared = proto::GetCapacityRequest {
-        volume_capabilities: vec![mount("", Mode::MultiNodeMultiWriter)],
-        ..Default::default()
-    };
+    let shared =
+        proto::GetCapacityRequest { volume_capabilities: vec![mount("", Mode::MultiNodeMultiWriter)], ..any() };
     assert!(nothing(c.get_capacity(shared).await.unwrap().into_inner()), "what can't be made has no room");
     refused(c.get_capacity(group("NOT/A GROUP")).await, Code::InvalidArgument, &[]);
 }
@@ -390,9 +394,12 @@ pub async fn an_expansion_gives_the_next_size_or_says_why_not(f: &Fixture) {
     let mut c = f.controller.clone();
     let volume = f.create("csi-expand", SIZE, &ext4()).await;
     refused(c.controller_expand_volume(expand_request("no-such-volume", SIZE)).await, Code::NotFound, &[]);
-    let grown = f.expand(&volume, Bytes::mib(30)).await;
+    let extent = f.extent();
+    let size = Bytes::mib(32);
+    let between = Bytes(size.get() - extent.get() / 2);
+    let grown = f.expand(&volume, between).await;
     assert_eq!((grown.capacity_bytes, grown.node_expansion_required), (32 << 20, true));
-    assert_eq!(f.expand(&volume, Bytes::mib(30)).await, grown, "again");
+    assert_eq!(f.expand(&volume, between).await, grown, "again");
     assert_eq!(f.expand(&volume, SIZE).await.capacity_bytes, 32 << 20, "it is larger already");
     let too_much = c.controller_expand_volume(expand_request(&volume.volume_id, Bytes::TIB)).await;
     refused(too_much, Code::OutOfRange, &["1 TiB"]);
@@ -400,7 +407,9 @@ pub async fn an_expansion_gives_the_next_size_or_says_why_not(f: &Fixture) {
         capacity_range: Some(range(required, Some(limit))),
         ..expand_request(&volume.volume_id, required)
     };
-    refused(c.controller_expand_volume(limited(Bytes::mib(33), Bytes::mib(35))).await, Code::OutOfRange, &["36 MiB"]);
+    let next = size.saturating_add(extent);
+    let none = limited(Bytes(size.get() + 1), Bytes(next.get() - 1));
+    refused(c.controller_expand_volume(none).await, Code::OutOfRange, &[&next.to_string()]);
     refused(c.controller_expand_volume(limited(SIZE, Bytes::mib(20))).await, Code::OutOfRange, &[]);
     let shared = proto::ControllerExpandVolumeRequest {
         volume_capability: Some(mount("", Mode::MultiNodeMultiWriter)),

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use carina_core::{Bytes, VolumeId, VolumeService};
+use carina_core::{Bytes, VolumeId, VolumeService, VolumeType};
 use carina_csi::proto::controller_client::ControllerClient;
 use carina_csi::proto::identity_client::IdentityClient;
 use carina_csi::proto::node_client::NodeClient;
@@ -21,6 +22,8 @@ use tonic::{Code, Response, Status};
 
 /// The node that every driver under test is.
 pub const NODE: &str = "node-1";
+/// The parameter of a class that says which kind of volumes it is for.
+pub const VOLUME_TYPE: &str = "carina.storage.io/volume-type";
 
 /// What a run brings: its storage and its mounter.
 pub struct Machine {
@@ -28,6 +31,8 @@ pub struct Machine {
     pub mounter: Arc<dyn Mounter>,
     /// The mounter once more, where it is the one in memory.
     pub memory: Option<Arc<MemoryMounter>>,
+    /// The kind of volumes that are asked for.
+    pub kind: VolumeType,
     /// Where targets go.
     pub folder: PathBuf,
     /// Whatever has to live as long as this, and clean up after it.
@@ -96,6 +101,39 @@ impl Fixture {
         Self::serve(self.machine).await
     }
 
+    /// The parameters of the class whose volumes are asked for; one that says no kind means LVM.
+    pub fn class(&self) -> HashMap<String, String> {
+        let raw = (self.machine.kind == VolumeType::Raw).then(|| (VOLUME_TYPE.to_owned(), "raw".to_owned()));
+        raw.into_iter().collect()
+    }
+
+    /// What sizes are rounded up to.
+    pub fn extent(&self) -> Bytes {
+        match self.machine.kind {
+            VolumeType::Lvm => Bytes::mib(4),
+            VolumeType::Raw => Bytes::MIB,
+        }
+    }
+
+    pub fn create_request(&self, name: &str, size: Bytes, capability: &VolumeCapability) -> proto::CreateVolumeRequest {
+        proto::CreateVolumeRequest {
+            name: name.to_owned(),
+            capacity_range: Some(range(size, None)),
+            volume_capabilities: vec![capability.clone()],
+            parameters: self.class(),
+            ..Default::default()
+        }
+    }
+
+    /// Waits until this holds; what is deleted may be zeroed in the background before its room is free.
+    pub async fn until(&self, mut holds: impl AsyncFnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !holds().await {
+            assert!(Instant::now() < deadline, "this took too long");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// A path for a target or a staging mount; what it is in is there, itself it isn't.
     pub fn path(&self, name: &str) -> String {
         self.machine.folder.join(name).to_str().unwrap().to_owned()
@@ -109,7 +147,7 @@ impl Fixture {
     }
 
     pub async fn create(&self, name: &str, size: Bytes, capability: &VolumeCapability) -> proto::Volume {
-        let request = create_request(name, size, capability);
+        let request = self.create_request(name, size, capability);
         self.controller.clone().create_volume(request).await.unwrap().into_inner().volume.unwrap()
     }
 
@@ -248,15 +286,6 @@ pub fn range(required: Bytes, limit: Option<Bytes>) -> proto::CapacityRange {
     proto::CapacityRange { required_bytes: signed(required), limit_bytes: limit.map_or(0, signed) }
 }
 
-pub fn create_request(name: &str, size: Bytes, capability: &VolumeCapability) -> proto::CreateVolumeRequest {
-    proto::CreateVolumeRequest {
-        name: name.to_owned(),
-        capacity_range: Some(range(size, None)),
-        volume_capabilities: vec![capability.clone()],
-        ..Default::default()
-    }
-}
-
 pub fn delete_request(id: &str) -> proto::DeleteVolumeRequest {
     proto::DeleteVolumeRequest { volume_id: id.to_owned(), secrets: HashMap::new() }
 }
@@ -310,4 +339,14 @@ pub fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words:
         assert!(status.message().contains(word), "{word:?} is not in {:?}", status.message());
     }
     assert!(!status.message().is_empty() && status.details().is_empty(), "a message and no details, says CSI");
+}
+
+/// Takes down whatever is mounted below a folder, as a failed test leaves it.
+pub fn unmount_below(folder: &Path) {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for target in table.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
+        if Path::new(target).starts_with(folder) {
+            let _ = nix::mount::umount2(Path::new(target), nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
 }

@@ -7,6 +7,7 @@
 
 pub mod controller;
 pub mod fixture;
+pub mod guest;
 pub mod identity;
 pub mod node;
 

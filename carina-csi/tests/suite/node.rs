@@ -175,15 +175,20 @@ pub async fn a_block_volume_lives(f: &Fixture) {
     whole_life(f, "csi-block", SIZE, &block(Mode::SingleNodeMultiWriter), MountedKind::DeviceNode).await;
 }
 
-/// mkfs options of the class reach mkfs, mount options reach the mount.
 /// An inline volume of a pod, as kubelet asks for it.
-pub fn ephemeral_request(id: &str, target: &str, attributes: &[(&str, &str)]) -> proto::NodePublishVolumeRequest {
+pub fn ephemeral_request(
+    f: &Fixture,
+    id: &str,
+    target: &str,
+    attributes: &[(&str, &str)],
+) -> proto::NodePublishVolumeRequest {
     let pod = [
         ("csi.storage.k8s.io/ephemeral", "true"),
         ("csi.storage.k8s.io/pod.name", "web-0"),
         ("csi.storage.k8s.io/pod.uid", "0f8c7b1e-2d3a-4b5c-8d7e-9f0a1b2c3d4e"),
     ];
-    let context = pod.iter().chain(attributes).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let said = pod.iter().chain(attributes).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let context = f.class().into_iter().chain(said).collect();
     let volume = proto::Volume { volume_id: id.to_owned(), volume_context: context, ..Default::default() };
     publish_request(&volume, "", target, &ext4(), false)
 }
@@ -197,19 +202,19 @@ pub async fn an_ephemeral_volume_lives_and_dies_with_its_publication(f: &Fixture
         (&[("size", "many")], "size"),
         (&[("size", "16Mi"), ("carina.storage.io/colour", "red")], "colour"),
     ] {
-        let asked = n.node_publish_volume(ephemeral_request(&id, &target, attributes)).await;
+        let asked = n.node_publish_volume(ephemeral_request(f, &id, &target, attributes)).await;
         refused(asked, Code::InvalidArgument, &[named]);
     }
-    let huge = n.node_publish_volume(ephemeral_request(&id, &target, &[("size", "1Ei")])).await;
+    let huge = n.node_publish_volume(ephemeral_request(f, &id, &target, &[("size", "1Ei")])).await;
     refused(huge, Code::ResourceExhausted, &[]);
     assert_eq!(f.machine.service.list().await.unwrap(), before, "what is refused changes nothing");
 
-    let asked = || ephemeral_request(&id, &target, &[("carina.storage.io/size", "16Mi")]);
+    let asked = || ephemeral_request(f, &id, &target, &[("carina.storage.io/size", "16Mi")]);
     for _ in 0..2 {
         n.node_publish_volume(asked()).await.unwrap();
         assert_eq!(f.mounted(&target).await.len(), 1);
     }
-    let other = n.node_publish_volume(ephemeral_request(&id, &target, &[("size", "32Mi")])).await;
+    let other = n.node_publish_volume(ephemeral_request(f, &id, &target, &[("size", "32Mi")])).await;
     refused(other, Code::AlreadyExists, &[]);
     let all = f.machine.service.list().await.unwrap();
     let volume = all.iter().find(|volume| volume.name.as_str() == id).unwrap();
@@ -238,9 +243,10 @@ pub async fn an_ephemeral_volume_lives_and_dies_with_its_publication(f: &Fixture
     f.delete(&kept).await;
 }
 
+/// mkfs options of the class reach mkfs, mount options reach the mount.
 pub async fn options_of_the_class_are_used(f: &Fixture) {
     let capability = mount_with("ext4", Mode::SingleNodeWriter, &["noatime,nodev", "noexec"]);
-    let mut request = super::fixture::create_request("csi-options", SIZE, &capability);
+    let mut request = f.create_request("csi-options", SIZE, &capability);
     request.parameters.insert("carina.storage.io/mkfs-options".to_owned(), "-N 64 -O ^has_journal".to_owned());
     let volume = f.controller.clone().create_volume(request).await.unwrap().into_inner().volume.unwrap();
     let (staging, target) = (f.path("staging"), f.path("target"));
