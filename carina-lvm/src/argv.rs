@@ -83,9 +83,16 @@ pub fn vg_create(scope: &Scope<'_>, tags: &[String], disks: &[PathBuf]) -> Comma
     scope.command("vgcreate", args).and(paths(disks))
 }
 
-/// Adds bare disks to a group.
+/// Puts LVM's mark on a bare disk, with this uuid and room for as much metadata as in [`vg_create`].
+pub fn pv_create(scope: &Scope<'_>, disk: &Path, uuid: &str) -> Command {
+    // No --yes, as in vg_create. With a uuid LVM wipes the first sectors only if it is told to.
+    let args = ["--metadatasize", "64m", "--zero", "y", "--norestorefile", "--uuid", uuid];
+    scope.command("pvcreate", args).and([path(disk)])
+}
+
+/// Adds disks with LVM's mark to a group.
 pub fn vg_extend(scope: &Scope<'_>, disks: &[PathBuf]) -> Command {
-    scope.command("vgextend", ["--metadatasize", "64m", scope.group]).and(paths(disks))
+    scope.command("vgextend", [scope.group]).and(paths(disks))
 }
 
 /// Takes LVM's marks off disks in no group: what a claim that failed leaves.
@@ -201,9 +208,15 @@ pub fn remove_spare(scope: &Scope<'_>, name: &str, size: Bytes) -> Command {
     scope.command("lvremove", ["--yes", "--select", &selection, scope.group])
 }
 
-/// Puts tags on a group that is adopted.
+/// Puts tags on a group.
 pub fn vg_tag(scope: &Scope<'_>, tags: &[String]) -> Command {
     let args = tags.iter().flat_map(|tag| ["--addtag", tag]).chain([scope.group]);
+    scope.command("vgchange", args)
+}
+
+/// Takes tags off a group.
+pub fn vg_untag(scope: &Scope<'_>, tags: &[String]) -> Command {
+    let args = tags.iter().flat_map(|tag| ["--deltag", tag]).chain([scope.group]);
     scope.command("vgchange", args)
 }
 

@@ -40,35 +40,39 @@ impl LvmBackend {
             let disk = discover::recheck(self.sysfs(), self.runner(), planned, self.minimum_disk()).await;
             disks.push(disk.map_err(|error| prefix(&what, error))?.path);
         }
-        let dialect = self.dialect().await?;
-        let mut devices: BTreeSet<PathBuf> = disks.iter().cloned().collect();
-        let command = match (group, step) {
+        match (group, step) {
             (None, PlanStep::CreateGroup { medium, .. }) => {
                 self.check_active(name, &what)?;
-                let scope = Scope { dialect, group: name.as_str(), devices: &devices };
-                argv::vg_create(&scope, &tags::of_group(*medium), &disks)
+                let devices: BTreeSet<PathBuf> = disks.iter().cloned().collect();
+                let scope = Scope { dialect: self.dialect().await?, group: name.as_str(), devices: &devices };
+                let command = argv::vg_create(&scope, &tags::of_group(*medium), &disks);
+                self.run_claim(name, &what, &command, &disks).await
             }
             (None, _) => {
-                return Err(Error::Precondition(format!("{what}: there is no group {name}; its disks may be missing")));
+                Err(Error::Precondition(format!("{what}: there is no group {name}; its disks may be missing")))
             }
             (Some(group), _) => {
                 check_medium(step, figures::medium(name, group), &what)?;
                 if let Some(problem) = group.problems.first() {
                     return Err(Error::Unhealthy(format!("{what}: {problem}")));
                 }
-                devices.extend(group.devices.iter().cloned());
-                argv::vg_extend(&Scope { dialect, group: name.as_str(), devices: &devices }, &disks)
+                self.join(name, group, &what, &disks).await
             }
-        };
-        self.run_claim(name, &what, &command, &disks).await
+        }
     }
 
     async fn run_claim(&self, name: &GroupName, what: &str, command: &Command, disks: &[PathBuf]) -> Result<()> {
         let output = self.runner().run(command).await;
+        if self.claimed(name, disks).await? { Ok(()) } else { Err(output?.failure(what, command, false).into()) }
+    }
+
+    /// Whether disks that a claim was about are in the group; those that got no further than LVM's mark
+    /// lose it again.
+    pub(crate) async fn claimed(&self, name: &GroupName, disks: &[PathBuf]) -> Result<bool> {
         let picture = self.rescan().await?;
         let member = |disk: &PathBuf| picture.ours.get(name).is_some_and(|group| group.devices.contains(disk));
         if disks.iter().all(member) {
-            return Ok(());
+            return Ok(true);
         }
         // They were bare a moment ago: a mark of LVM's in no group is ours, and comes off again.
         let marked: Vec<PathBuf> = disks.iter().filter(|disk| picture.loose.contains_key(*disk)).cloned().collect();
@@ -78,7 +82,7 @@ impl LvmBackend {
             self.runner().run(&argv::pv_remove(&scope, &marked)).await?;
             self.rescan().await?;
         }
-        Err(output?.failure(what, command, false).into())
+        Ok(false)
     }
 
     /// A group of that name can be active on devices that are never looked at (encrypted disks, RAID).

@@ -22,6 +22,7 @@ mod drain;
 mod figures;
 mod groups;
 mod header;
+mod join;
 mod layout;
 mod linear;
 mod members;

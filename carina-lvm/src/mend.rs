@@ -28,7 +28,7 @@ impl LvmBackend {
                 Err(error) => recovery.for_a_person.push(format!("{name}: {error}")),
             }
         }
-        match self.finish_releases().await {
+        match self.finish_passing().await {
             Ok(done) => recovery.mended.extend(done),
             Err(error) => recovery.for_a_person.push(error.to_string()),
         }

@@ -88,37 +88,37 @@ impl LvmBackend {
         self.finish_leaving(&picture, &disk.planned.path, what).await
     }
 
-    /// Takes LVM's mark off a disk that a group of ours says has left it, and the group's note of it.
+    /// Takes LVM's mark off a disk that a group of ours says has left it or was to join it, and the group's
+    /// note of it.
     async fn finish_leaving(&self, picture: &Picture, device: &Path, what: &str) -> Result<()> {
         let Some(uuid) = picture.loose.get(device) else { return Ok(()) };
-        let tag = tags::leaving(uuid);
-        let whose = picture
-            .ours
-            .iter()
-            .find(|(_, group)| tags::ours(&group.layout().tags) && group.layout().tags.contains(&tag));
-        let Some((name, _)) = whose else { return Ok(()) };
+        let noted = picture.ours.iter().find_map(|(name, group)| {
+            let tags = Some(&group.layout().tags).filter(|tags| tags::ours(tags))?;
+            tags::all_passing(tags).find(|(passing, _)| passing == uuid).map(|(_, tag)| (name, tag.to_owned()))
+        });
+        let Some((name, tag)) = noted else { return Ok(()) };
         self.remove_mark(name, device).await?;
         self.regroup(name, |scope| argv::retag_group(scope, "--deltag", &tag), what).await
     }
 
-    /// What a crash left of disks on their way out: those that are out lose their mark, and those that
-    /// aren't stay. Says what was done.
-    pub(crate) async fn finish_releases(&self) -> Result<Vec<String>> {
+    /// What a crash left of disks on their way out of a group or into it: those that are in no group lose
+    /// LVM's mark, and those that are in it stay. Says what was done.
+    pub(crate) async fn finish_passing(&self) -> Result<Vec<String>> {
         let mut mended = Vec::new();
         let picture = self.picture().await?;
         for (name, group) in &picture.ours {
-            for uuid in tags::all_leaving(&group.layout().tags) {
+            for (uuid, tag) in tags::all_passing(&group.layout().tags) {
                 let what = format!("finish what was begun with a disk of {name}");
                 let out = picture.loose.iter().find(|(_, loose)| loose.as_str() == uuid).map(|(device, _)| device);
                 match out {
                     Some(device) => {
                         self.finish_leaving(&picture, device, &what).await?;
-                        mended.push(format!("{}: it had left group {name} and is bare again", device.display()));
+                        mended.push(format!(
+                            "{}: it was on its way out of group {name} or into it, and is bare again",
+                            device.display()
+                        ));
                     }
-                    None => {
-                        let tag = tags::leaving(uuid);
-                        self.regroup(name, |scope| argv::retag_group(scope, "--deltag", &tag), &what).await?;
-                    }
+                    None => self.regroup(name, |scope| argv::retag_group(scope, "--deltag", tag), &what).await?,
                 }
             }
         }
@@ -175,7 +175,7 @@ impl LvmBackend {
     }
 
     /// Runs a command that changes a group as a whole, on the group as it is now.
-    async fn regroup(
+    pub(crate) async fn regroup(
         &self,
         name: &GroupName,
         command: impl FnOnce(&argv::Scope<'_>) -> Command + Send,

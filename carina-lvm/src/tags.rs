@@ -18,6 +18,8 @@ pub const OWNER: &str = "carina.io";
 const DRAIN: &str = "carina.io/drain=";
 /// The tag of a group for a physical volume that is leaving it, until LVM's mark is off.
 const LEAVING: &str = "carina.io/leaving=";
+/// The tag of a group for a physical volume that is joining it, from before it has LVM's mark.
+const JOINING: &str = "carina.io/joining=";
 /// The tag of a group for a physical volume that was emptied, has left it and keeps LVM's mark.
 const SET_ASIDE: &str = "carina.io/set-aside=";
 const MEDIUM: &str = "carina.io/medium=";
@@ -71,9 +73,15 @@ pub fn leaving(uuid: &str) -> String {
     format!("{LEAVING}{uuid}")
 }
 
-/// The uuids of the physical volumes that a group with these tags says are on their way out.
-pub fn all_leaving(tags: &[String]) -> impl Iterator<Item = &str> {
-    tags.iter().filter_map(|tag| tag.strip_prefix(LEAVING))
+/// The tag of a group for a physical volume that is on its way into it.
+pub fn joining(uuid: &str) -> String {
+    format!("{JOINING}{uuid}")
+}
+
+/// The uuids of the physical volumes that a group with these tags says are on their way out or in, with
+/// the tags: found in no group, such a one is to be bare.
+pub fn all_passing(tags: &[String]) -> impl Iterator<Item = (&str, &str)> {
+    tags.iter().filter_map(|tag| Some((tag.strip_prefix(LEAVING).or_else(|| tag.strip_prefix(JOINING))?, tag.as_str())))
 }
 
 /// The tag of a group for a physical volume that was emptied for a person.
@@ -204,6 +212,13 @@ mod tests {
             }
             prop_assert_eq!(Record::from_tags(&id, &tags), Some(record));
         }
+    }
+
+    #[test]
+    fn disks_on_their_way_are_known_by_their_tags() {
+        let tags = [OWNER.to_owned(), leaving("a"), joining("b"), set_aside("c"), drain(DrainBy::Config)];
+        let passing: Vec<_> = all_passing(&tags).collect();
+        assert_eq!(passing, [("a", "carina.io/leaving=a"), ("b", "carina.io/joining=b")]);
     }
 
     #[test]

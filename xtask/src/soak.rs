@@ -1,11 +1,15 @@
 //! `cargo xtask soak`: cuts the power of a machine that makes, grows and
-//! deletes volumes, again and again on the same disks, and has it check after
-//! each cut that no acknowledged volume is lost and no space has leaked. Before
-//! that, placement is compared with its oracle on millions of random cases, raw
-//! disks are read whose tables are damaged, and a cluster whose agents and controllers die has to end all that it began.
+//! deletes volumes, adds disks and empties them, again and again on the same
+//! disks, and has it check after each cut that no acknowledged volume is lost,
+//! every disk is in its group or bare, and no space has leaked. Some cuts are
+//! anywhere, others in the middle of a move or of a disk's way into its group.
+//! Before that, placement is compared with its oracle on millions of random
+//! cases, raw disks are read whose tables are damaged, and a cluster whose
+//! agents and controllers die has to end all that it began.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
+mod known;
+
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -20,6 +24,7 @@ use crate::image::Image;
 use crate::machine::{Ending, Machine};
 use crate::sink::line_sink;
 use crate::workspace;
+use known::Known;
 
 /// The program in the guest.
 const PROGRAM: &str = "lvm_soak";
@@ -28,6 +33,13 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// The cut comes this long after the first operation at the latest: some four
 /// operations under emulation.
 const LATEST_CUT: Duration = Duration::from_secs(8);
+/// A cut that is aimed at a move comes this long after it has begun at the
+/// latest.
+const LATEST_IN_MOVE: Duration = Duration::from_secs(2);
+/// What the cuts are aimed at, in turn.
+const AIMS: [Aim; 4] = [Aim::Anywhere, Aim::Join, Aim::Anywhere, Aim::Move];
+/// In how many more rounds a cut is aimed at what none has met.
+const MORE_ROUNDS: u32 = 6;
 
 /// How often to cut the power, and when.
 #[derive(Debug, Args)]
@@ -60,7 +72,7 @@ impl Soak {
     /// The short form that CI runs.
     pub fn short() -> Self {
         // The tests compare enough placements.
-        Self { rounds: 3, seed: Some(1), placements: 0, tables: 0, volumes: 0, nodes: 0, accel: Choice::Auto }
+        Self { rounds: 4, seed: Some(1), placements: 0, tables: 0, volumes: 0, nodes: 0, accel: Choice::Auto }
     }
 
     /// Runs all rounds; the exit code says whether everything held.
@@ -82,34 +94,97 @@ impl Soak {
         let rig = Rig { accelerator: self.accel.resolve(&image)?, image, program: &program, folder: folder.path() };
         let mut known = Known::default();
         let mut random = Random(seed.wrapping_mul(2).wrapping_add(1));
-        let mut mended = 0;
-        for round in 1..=self.rounds {
-            let seed = random.next();
-            let delay = Duration::from_millis(random.next() % u64::try_from(LATEST_CUT.as_millis()).unwrap_or(1));
-            let outcome = rig.cut(&mut known, seed, delay).context(format_args!("round {round}"))?;
+        let (mut mended, mut met, mut cuts) = (0, Met::default(), 0);
+        let next = |met: &Met, cuts: u32| match cuts {
+            n if n < self.rounds => AIMS.get(n as usize % AIMS.len()).copied(),
+            n if n < self.rounds + MORE_ROUNDS && self.rounds >= 4 => met.missing(),
+            _ => None,
+        };
+        while let Some(aim) = next(&met, cuts) {
+            cuts += 1;
+            let outcome = rig.cut(&mut known, &mut random, aim).context(format_args!("round {cuts}"))?;
             mended += outcome.mended;
-            println!(
-                "soak: round {round}: {} operations, cut after {:.1} s {}{}",
-                outcome.done,
-                delay.as_secs_f64(),
-                known.in_flight.as_ref().map_or_else(|| "between two".to_owned(), |o| format!("in `{o}`")),
-                if outcome.mended > 0 {
-                    format!("; {} half states mended at its start", outcome.mended)
-                } else {
-                    String::new()
-                },
-            );
+            met.count(aim, outcome.inside);
+            println!("soak: round {cuts}: {outcome}");
         }
         let last = rig.check(&known)?;
         mended += last.mended;
+        println!("soak: at the end: {last}");
         println!(
-            "soak: {} cuts, {} acknowledged volumes there at the end, {mended} half states mended, nothing lost, no \
-             space leaked ({:.0} s)",
-            self.rounds,
+            "soak: {cuts} cuts ({met}), {} acknowledged volumes there at the end, {mended} half states mended, nothing \
+             lost, no space leaked ({:.0} s)",
             last.known.volumes.len(),
             started.elapsed().as_secs_f64()
         );
-        Ok(0)
+        match met.missing().filter(|_| self.rounds >= 4) {
+            None => Ok(0),
+            Some(aim) => Err(Error::new(format!("no cut came {}: aim better", aim.words()))),
+        }
+    }
+}
+
+/// What a cut is aimed at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    /// Anything, or the time between two operations.
+    Anywhere,
+    /// A disk on its way into the group.
+    Join,
+    /// A move of a disk's extents.
+    Move,
+}
+
+impl Aim {
+    /// The guest's word for it.
+    fn mode(self) -> &'static str {
+        match self {
+            Self::Anywhere => "run",
+            Self::Join => "join",
+            Self::Move => "move",
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Anywhere => "anywhere",
+            Self::Join => "inside a vgextend",
+            Self::Move => "inside a pvmove",
+        }
+    }
+}
+
+/// How many of the cuts that were aimed at something met it.
+#[derive(Debug, Default)]
+struct Met {
+    joins: (u32, u32),
+    moves: (u32, u32),
+}
+
+impl Met {
+    fn count(&mut self, aim: Aim, inside: bool) {
+        let (met, of) = match aim {
+            Aim::Anywhere => return,
+            Aim::Join => &mut self.joins,
+            Aim::Move => &mut self.moves,
+        };
+        *met += u32::from(inside);
+        *of += 1;
+    }
+
+    /// What no cut has met.
+    fn missing(&self) -> Option<Aim> {
+        match (self.joins.0, self.moves.0) {
+            (0, _) => Some(Aim::Join),
+            (_, 0) => Some(Aim::Move),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Met {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ((joins, of_joins), (moves, of_moves)) = (self.joins, self.moves);
+        write!(f, "{joins} of {of_joins} inside a vgextend, {moves} of {of_moves} inside a pvmove")
     }
 }
 
@@ -176,10 +251,30 @@ struct Rig<'a> {
 struct Outcome {
     /// Operations acknowledged.
     done: usize,
-    /// Half states that recovery mended.
+    /// What the cut before had left, and recovery had mended, at the start.
+    found: Option<String>,
     mended: usize,
+    /// Whether the cut came where it was aimed at.
+    inside: bool,
     /// What was known at the end.
     known: Known,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} operations", self.done)?;
+        match &self.known.in_flight {
+            Some(operation) => write!(f, ", cut in `{operation}`")?,
+            None => write!(f, ", cut between two")?,
+        }
+        if let Some(found) = &self.found {
+            write!(f, "; the cut before had left {found}")?;
+        }
+        if self.mended > 0 {
+            write!(f, "; {} half states mended at its start", self.mended)?;
+        }
+        Ok(())
+    }
 }
 
 impl Rig<'_> {
@@ -188,9 +283,10 @@ impl Rig<'_> {
         fs::write(&state, known.to_text()).context("writing what is known")?;
         let (sender, lines) = mpsc::channel();
         let builder = Machine::builder(&self.image, self.accelerator)
-            .command(format!("modprobe dm-thin-pool && exec /guest/{PROGRAM} /guest/state {seed} {mode}"))
+            .command(format!("modprobe -a dm-thin-pool dm-mirror && exec /guest/{PROGRAM} /guest/state {seed} {mode}"))
             .file(self.program)?
             .file_as(&state, "guest/state")
+            .disk("ssd:20G".parse()?)
             .disk("ssd:20G".parse()?)
             .disk("ssd:20G".parse()?)
             .disk_folder(self.folder.join("disks"))
@@ -199,19 +295,28 @@ impl Rig<'_> {
         Ok((builder.boot()?, lines))
     }
 
-    /// Boots, has everything checked, and cuts the power `delay` after that.
-    fn cut(&self, known: &mut Known, seed: u64, delay: Duration) -> Result<Outcome> {
-        let (mut machine, lines) = self.machine(known, seed, "run")?;
-        let (mut done, mut mended) = (0, 0);
-        let mut cut_at = None;
+    /// Boots, has everything checked, and cuts the power where it is aimed at.
+    fn cut(&self, known: &mut Known, random: &mut Random, aim: Aim) -> Result<Outcome> {
+        let (mut machine, lines) = self.machine(known, random.next(), aim.mode())?;
+        let delay = match aim {
+            Aim::Anywhere => random.below(LATEST_CUT),
+            Aim::Join => Duration::ZERO,
+            Aim::Move => random.below(LATEST_IN_MOVE),
+        };
+        let mut outcome = Outcome { done: 0, found: None, mended: 0, inside: false, known: Known::default() };
+        let (mut checked, mut cut_at) = (false, None);
         loop {
             let wait = cut_at.map_or(PATIENCE, |at: Instant| at.saturating_duration_since(Instant::now()));
             match lines.recv_timeout(wait) {
                 Ok(line) => {
-                    done += usize::from(cut_at.is_some() && line.starts_with("done "));
-                    mended += usize::from(line.starts_with("mended "));
+                    outcome.take(&line, checked);
                     known.take(&line)?;
-                    if line.starts_with("checked ") {
+                    checked |= line.starts_with("checked ");
+                    let there = match aim {
+                        Aim::Anywhere => line.starts_with("checked "),
+                        Aim::Join | Aim::Move => line.starts_with("inside ") || line.starts_with("missed "),
+                    };
+                    if there && cut_at.is_none() {
                         cut_at = Some(Instant::now() + delay);
                     }
                 }
@@ -229,67 +334,39 @@ impl Rig<'_> {
             ending => return Err(Error::new(format!("the guest ended ({ending:?}) instead of being cut"))),
         }
         for line in lines {
-            done += usize::from(line.starts_with("done "));
+            outcome.take(&line, checked);
             known.take(&line)?;
         }
-        Ok(Outcome { done, mended, known: known.clone() })
+        // Nothing was acknowledged after the place was reached.
+        outcome.inside &= known.in_flight.is_some();
+        outcome.known = known.clone();
+        Ok(outcome)
     }
 
     /// Boots once more, for the check alone.
     fn check(&self, known: &Known) -> Result<Outcome> {
         let (mut machine, lines) = self.machine(known, 1, "check")?;
         let ending = machine.wait(PATIENCE)?;
-        let mut known = known.clone();
-        let mut mended = 0;
+        let mut outcome = Outcome { done: 0, found: None, mended: 0, inside: false, known: known.clone() };
         for line in lines {
-            mended += usize::from(line.starts_with("mended "));
-            known.take(&line)?;
+            outcome.take(&line, false);
+            outcome.known.take(&line)?;
         }
         match ending {
-            Ending::Exit(0) => Ok(Outcome { done: 0, mended, known }),
+            Ending::Exit(0) => Ok(outcome),
             ending => Err(Error::new(format!("the last check failed ({ending:?})\n{}", machine.last_words()))),
         }
     }
 }
 
-/// What the guest has said: what it must find again after a cut.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Known {
-    /// Acknowledged volumes, with their sizes.
-    volumes: BTreeMap<String, u64>,
-    /// What was begun and not acknowledged: `create NAME SIZE`.
-    in_flight: Option<String>,
-}
-
-impl Known {
-    fn take(&mut self, line: &str) -> Result<()> {
-        let words: Vec<&str> = line.split(' ').collect();
-        match words.as_slice() {
-            ["begin", operation @ ..] => self.in_flight = Some(operation.join(" ")),
-            ["done", verb, name, size] => {
-                let size = size.parse().context("a size that the guest said")?;
-                self.in_flight = None;
-                if *verb == "delete" {
-                    self.volumes.remove(*name);
-                } else {
-                    self.volumes.insert((*name).to_owned(), size);
-                }
-            }
-            ["mended" | "checked", ..] => {}
-            _ => return Err(Error::new(format!("the guest said `{line}`"))),
+impl Outcome {
+    fn take(&mut self, line: &str, checked: bool) {
+        self.done += usize::from(checked && line.starts_with("done "));
+        self.mended += usize::from(line.starts_with("mended "));
+        self.inside |= line.starts_with("inside ");
+        if let Some(found) = line.strip_prefix("found ") {
+            self.found = Some(found.to_owned());
         }
-        Ok(())
-    }
-
-    fn to_text(&self) -> String {
-        let mut text = String::new();
-        for (name, size) in &self.volumes {
-            let _ = writeln!(text, "volume {name} {size}");
-        }
-        if let Some(operation) = &self.in_flight {
-            let _ = writeln!(text, "begin {operation}");
-        }
-        text
     }
 }
 
@@ -303,30 +380,9 @@ impl Random {
         self.0 ^= self.0 << 17;
         self.0
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_acknowledged_is_told_from_what_was_in_flight() {
-        let mut known = Known::default();
-        for line in [
-            "checked 0 volumes",
-            "begin create a 67108864",
-            "done create a 67108864",
-            "begin create b 67108864",
-            "done create b 67108864",
-            "begin expand a 134217728",
-            "done expand a 134217728",
-            "begin delete b 67108864",
-        ] {
-            known.take(line).unwrap();
-        }
-        assert_eq!(known.to_text(), "volume a 134217728\nvolume b 67108864\nbegin delete b 67108864\n");
-        known.take("done delete b 67108864").unwrap();
-        assert_eq!(known.to_text(), "volume a 134217728\n");
-        assert!(known.take("segmentation fault").is_err());
+    /// A time up to this one.
+    fn below(&mut self, time: Duration) -> Duration {
+        Duration::from_millis(self.next() % u64::try_from(time.as_millis()).unwrap_or(1))
     }
 }

@@ -1,23 +1,25 @@
-//! The guest's side of `cargo xtask soak`: volumes are made, grown and deleted until the power is cut.
+//! The guest's side of `cargo xtask soak`: volumes are made, grown and deleted, and disks join their group
+//! and are emptied, until the power is cut.
 //!
-//! `lvm_soak STATE SEED run|check`: STATE has what was acknowledged before the last cut (`volume NAME
-//! BYTES`) and what was in flight (`begin create|expand|delete NAME BYTES`). It starts as an agent does,
-//! by recovery; checks that nothing acknowledged was lost; does again what was in flight, as a caller
-//! would; checks that no space leaked; and goes on. Each line on standard output is out before the next
-//! step begins. It takes any bare SSD that it finds: nothing to run outside a VM.
+//! `lvm_soak STATE SEED run|check|join|move`: STATE has what was acknowledged before the last cut (`volume
+//! NAME BYTES`, `disk ID in|out`) and what was in flight (`begin create|expand|delete|join|drain NAME
+//! BYTES`). It starts as an agent does, by recovery; checks that nothing acknowledged was lost; does again
+//! what was in flight, as a caller would; checks that no space leaked; and goes on: with anything (`run`),
+//! or with the one thing in the middle of which the power is to be cut (`join`, `move`; see `aim.rs`). Each
+//! line on standard output is out before the next step begins. It takes any bare SSD that it finds:
+//! nothing to run outside a VM.
+
+mod aim;
+mod disks;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::path::Path;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use carina_core::exec::ProcessRunner;
-use carina_core::{
-    Bytes, GroupName, Health, Medium, PlanStep, PlannedDisk, SizeRange, VolumeBackend, VolumeName, VolumeRequest,
-    VolumeType,
-};
+use carina_core::{Bytes, GroupName, Health, VolumeBackend};
 use carina_lvm::{LvmBackend, LvmConfig};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -25,19 +27,23 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 /// The most volumes at once: enough to have neighbours, few enough to come up fast.
 const VOLUMES: usize = 5;
 /// Volumes grow by this much.
-const STEP: Bytes = Bytes::mib(64);
+const STEP: Bytes = Bytes::mib(16);
 /// Volumes don't grow beyond this.
-const LARGEST: Bytes = Bytes::mib(512);
+const LARGEST: Bytes = Bytes::mib(128);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, state, seed, mode] = arguments.as_slice() else {
-        return Err("usage: lvm_soak STATE SEED run|check".into());
+        return Err("usage: lvm_soak STATE SEED run|check|join|move".into());
     };
     let backend = LvmBackend::new(Arc::new(ProcessRunner::new()), LvmConfig::default())?;
-    let mut soak = Soak { backend, volumes: BTreeMap::new(), random: Random(seed.parse::<u64>()? | 1), made: 0 };
+    let (volumes, disks) = (BTreeMap::new(), BTreeMap::new());
+    let mut soak = Soak { backend, volumes, disks, random: Random(seed.parse::<u64>()? | 1), made: 0 };
     let in_flight = soak.read(&std::fs::read_to_string(state)?)?;
+    if let Some(operation) = in_flight.as_ref().filter(|operation| operation.verb.is_of_disks()) {
+        say(&format!("found {}", soak.left_by_the_cut(operation).await?))?;
+    }
     soak.start().await?;
     soak.check(in_flight.as_ref()).await?;
     if let Some(operation) = in_flight {
@@ -45,8 +51,11 @@ async fn main() -> Outcome<()> {
     }
     soak.check_space().await?;
     say(&format!("checked {} volumes", soak.volumes.len()))?;
-    if mode == "check" {
-        return Ok(());
+    match mode.as_str() {
+        "check" => return Ok(()),
+        "join" => soak.join_to_be_cut().await?,
+        "move" => soak.move_to_be_cut().await?,
+        _ => {}
     }
     loop {
         let next = soak.choose();
@@ -59,6 +68,15 @@ enum Verb {
     Create,
     Expand,
     Delete,
+    Join,
+    Drain,
+}
+
+impl Verb {
+    /// Whether it is done to a disk: the name is the disk's id, the size 0.
+    fn is_of_disks(self) -> bool {
+        matches!(self, Self::Join | Self::Drain)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -72,6 +90,8 @@ struct Soak {
     backend: LvmBackend,
     /// What was acknowledged, by name.
     volumes: BTreeMap<String, Bytes>,
+    /// The disks by their ids, and whether they are in the group.
+    disks: BTreeMap<String, bool>,
     random: Random,
     made: u64,
 }
@@ -83,10 +103,13 @@ impl Soak {
         for line in text.lines() {
             match line.split(' ').collect::<Vec<_>>().as_slice() {
                 ["volume", name, size] => drop(self.volumes.insert((*name).to_owned(), Bytes(size.parse()?))),
+                ["disk", id, place] => drop(self.disks.insert((*id).to_owned(), *place == "in")),
                 ["begin", verb, name, size] => {
                     let verb = match *verb {
                         "create" => Verb::Create,
                         "expand" => Verb::Expand,
+                        "join" => Verb::Join,
+                        "drain" => Verb::Drain,
                         _ => Verb::Delete,
                     };
                     in_flight = Some(Operation { verb, name: (*name).to_owned(), size: Bytes(size.parse()?) });
@@ -98,7 +121,7 @@ impl Soak {
     }
 
     /// Starts as an agent does; makes the group if there is none.
-    async fn start(&self) -> Outcome<()> {
+    async fn start(&mut self) -> Outcome<()> {
         let recovery = self.backend.recover().await?;
         for line in &recovery.mended {
             say(&format!("mended {line}"))?;
@@ -110,51 +133,20 @@ impl Soak {
             if !self.volumes.is_empty() {
                 return Err("the group is lost".into());
             }
-            let disks = self.backend.disks().await?.into_iter();
-            let ssds = disks.filter(|d| d.medium == Medium::Ssd && d.not_bare(Bytes::gib(10)).is_empty());
-            let disks = ssds.map(|d| PlannedDisk { name: d.name, path: d.path, ids: d.ids, size: d.size }).collect();
-            let group = GroupName::ssd();
-            let step = PlanStep::CreateGroup { group, volume_type: VolumeType::Lvm, medium: Medium::Ssd, disks };
-            self.backend.apply(&step).await?;
+            self.make_group().await?;
         }
         Ok(())
     }
 
-    /// Whether everything acknowledged is there, healthy, of its size, with its data, and nothing else.
+    /// Whether everything acknowledged is there, healthy, as it was, with its data, and nothing else.
     async fn check(&self, in_flight: Option<&Operation>) -> Outcome<()> {
         for group in self.backend.groups().await? {
             if group.health != Health::Ok {
                 return Err(format!("group {} is {}", group.name, group.health).into());
             }
         }
-        for (name, size) in &self.volumes {
-            let doubt = in_flight.filter(|operation| operation.name == *name);
-            let found = self.backend.find(&name.parse::<VolumeName>()?).await?;
-            let Some(volume) = found else {
-                if doubt.is_some_and(|operation| operation.verb == Verb::Delete) {
-                    continue;
-                }
-                return Err(format!("the acknowledged volume {name} is lost").into());
-            };
-            let grown = doubt.is_some_and(|operation| operation.verb == Verb::Expand && volume.size == operation.size);
-            if volume.health != Health::Ok || (volume.size != *size && !grown) {
-                return Err(format!("{name} is {} with {}, not {size}", volume.health, volume.size).into());
-            }
-            let device = self.backend.attach(&volume.id).await?;
-            let mut mark = vec![0; mark(name).len()];
-            File::open(&device)?.read_exact(&mut mark)?;
-            if mark != self::mark(name) {
-                return Err(format!("the data of {name} is lost").into());
-            }
-        }
-        for volume in self.backend.list().await? {
-            let name = volume.name.as_str();
-            let known = self.volumes.contains_key(name) || in_flight.is_some_and(|operation| operation.name == name);
-            if !known {
-                return Err(format!("{name} is there, and nobody asked for it").into());
-            }
-        }
-        Ok(())
+        self.check_disks(in_flight).await?;
+        self.check_volumes(in_flight).await
     }
 
     /// Whether what is used in the group is what its volumes take, and nothing more.
@@ -174,12 +166,21 @@ impl Soak {
             )
             .into());
         }
+        let tags = lvm("vgs", &["-o", "vg_tags", group.name.as_str()])?;
+        if tags.contains("joining") || tags.contains("leaving") {
+            return Err(format!("the group has notes of disks that are neither coming nor going: {tags}").into());
+        }
         Ok(())
     }
 
     fn choose(&mut self) -> Operation {
         let fresh = |made: u64, seed: u64| format!("v{made}-{:08x}", seed & 0xffff_ffff);
-        let roll = self.random.below(100);
+        let roll = self.random.below(120);
+        if roll >= 100
+            && let Some(operation) = self.choose_disk()
+        {
+            return operation;
+        }
         let victim = usize::try_from(self.random.below(VOLUMES as u64)).unwrap_or_default();
         match self.volumes.iter().nth(victim).map(|(name, size)| (name.clone(), *size)) {
             Some((name, size)) if roll < 35 && size < LARGEST => {
@@ -199,53 +200,43 @@ impl Soak {
     /// Does one operation; it is acknowledged when it is done.
     async fn run(&mut self, operation: Operation) -> Outcome<()> {
         let Operation { verb, name, size } = operation;
-        let word = format!("{verb:?}").to_lowercase();
-        say(&format!("begin {word} {name} {}", size.get()))?;
-        let at_least = SizeRange::at_least(size)?;
+        let words = format!("{} {name} {}", format!("{verb:?}").to_lowercase(), size.get());
+        say(&format!("begin {words}"))?;
         match verb {
-            Verb::Create => {
-                let request = VolumeRequest::new(name.parse()?, at_least);
-                let volume = self.backend.create(&GroupName::ssd(), &request).await?;
-                write_mark(&self.backend.attach(&volume.id).await?, &name)?;
-                self.volumes.insert(name.clone(), volume.size);
-            }
-            Verb::Expand => {
-                let volume = self.backend.find(&name.parse()?).await?.ok_or("a volume to expand is lost")?;
-                let volume = self.backend.expand(&volume.id, at_least).await?;
-                self.volumes.insert(name.clone(), volume.size);
-            }
-            Verb::Delete => {
-                if let Some(volume) = self.backend.find(&name.parse()?).await? {
-                    self.backend.delete(&volume.id).await?;
-                }
-                self.volumes.remove(&name);
-            }
+            Verb::Create => self.create(&name, size).await?,
+            Verb::Expand => self.expand(&name, size).await?,
+            Verb::Delete => self.delete(&name).await?,
+            Verb::Join => self.join(&name).await?,
+            Verb::Drain => self.drain(&name).await?,
         }
-        say(&format!("done {word} {name} {}", size.get()))
+        say(&format!("done {words}"))
     }
 }
 
 /// The sizes of the data and the metadata of each pool, as LVM says them.
 fn lvs(group: &str) -> Outcome<Vec<(u64, u64)>> {
-    let output = std::process::Command::new("lvm")
-        .args(["lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "lv_size,lv_metadata_size"])
-        .args(["-S", "segtype=thin-pool", group])
-        .env("LVM_SUPPRESS_FD_WARNINGS", "1")
-        .output()?;
-    let text = String::from_utf8(output.stdout)?;
+    let columns = ["--units", "b", "--nosuffix", "-o", "lv_size,lv_metadata_size", "-S", "segtype=thin-pool", group];
+    let text = lvm("lvs", &columns)?;
     let rows = text.lines().filter_map(|line| line.trim().split_once(' '));
     rows.map(|(data, metadata)| Ok((data.trim().parse()?, metadata.trim().parse()?))).collect()
 }
 
-/// What is written at the beginning of a volume.
-fn mark(name: &str) -> Vec<u8> {
-    format!("{name};").bytes().cycle().take(4096).collect()
+/// What a report of LVM's says.
+fn lvm(verb: &str, arguments: &[&str]) -> Outcome<String> {
+    let output = std::process::Command::new("lvm")
+        .args([verb, "--noheadings"])
+        .args(arguments)
+        .env("LVM_SUPPRESS_FD_WARNINGS", "1")
+        .output()?;
+    if !output.status.success() {
+        return Err(format!("lvm {verb}: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    Ok(String::from_utf8(output.stdout)?)
 }
 
-fn write_mark(device: &Path, name: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).open(device)?;
-    file.write_all(&mark(name))?;
-    file.sync_all()
+/// The group that all is done to.
+fn group() -> GroupName {
+    GroupName::ssd()
 }
 
 /// A line that is out when this returns.

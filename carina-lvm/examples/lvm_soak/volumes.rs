@@ -1,0 +1,94 @@
+//! Volumes: made, grown, deleted, and full of what tells one block of one volume from every other.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use carina_core::{Bytes, Health, SizeRange, VolumeBackend, VolumeName, VolumeRequest};
+
+use crate::{Operation, Outcome, Soak, Verb, group};
+
+/// What is written and compared at a time.
+const PIECE: u64 = 1 << 20;
+/// Each of these has its own content.
+const BLOCK: u64 = 4096;
+
+impl Soak {
+    pub(crate) async fn create(&mut self, name: &str, size: Bytes) -> Outcome<()> {
+        let request = VolumeRequest::new(name.parse()?, SizeRange::at_least(size)?);
+        let volume = self.backend.create(&group(), &request).await?;
+        fill(&self.backend.attach(&volume.id).await?, name, 0, volume.size.get())?;
+        self.volumes.insert(name.to_owned(), volume.size);
+        Ok(())
+    }
+
+    pub(crate) async fn expand(&mut self, name: &str, size: Bytes) -> Outcome<()> {
+        let volume = self.backend.find(&name.parse()?).await?.ok_or("a volume to expand is lost")?;
+        let volume = self.backend.expand(&volume.id, SizeRange::at_least(size)?).await?;
+        let known = self.volumes.insert(name.to_owned(), volume.size).unwrap_or_default();
+        fill(&self.backend.attach(&volume.id).await?, name, known.get(), volume.size.get())?;
+        Ok(())
+    }
+
+    pub(crate) async fn delete(&mut self, name: &str) -> Outcome<()> {
+        if let Some(volume) = self.backend.find(&name.parse()?).await? {
+            self.backend.delete(&volume.id).await?;
+        }
+        self.volumes.remove(name);
+        Ok(())
+    }
+
+    /// Whether every acknowledged volume is there, healthy, of its size and with its data, and no other is.
+    pub(crate) async fn check_volumes(&self, in_flight: Option<&Operation>) -> Outcome<()> {
+        for (name, size) in &self.volumes {
+            let doubt = in_flight.filter(|operation| operation.name == *name);
+            let found = self.backend.find(&name.parse::<VolumeName>()?).await?;
+            let Some(volume) = found else {
+                if doubt.is_some_and(|operation| operation.verb == Verb::Delete) {
+                    continue;
+                }
+                return Err(format!("the acknowledged volume {name} is lost").into());
+            };
+            let grown = doubt.is_some_and(|operation| operation.verb == Verb::Expand && volume.size == operation.size);
+            if volume.health != Health::Ok || (volume.size != *size && !grown) {
+                return Err(format!("{name} is {} with {}, not {size}", volume.health, volume.size).into());
+            }
+            compare(&self.backend.attach(&volume.id).await?, name, size.get())?;
+        }
+        for volume in self.backend.list().await? {
+            let name = volume.name.as_str();
+            let known = self.volumes.contains_key(name) || in_flight.is_some_and(|operation| operation.name == name);
+            if !known {
+                return Err(format!("{name} is there, and nobody asked for it").into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a piece of a volume holds.
+fn content(name: &str, at: u64) -> Vec<u8> {
+    let block = |n: u64| format!("{name};{};", at + n * BLOCK).into_bytes().into_iter().cycle().take(BLOCK as usize);
+    (0..PIECE / BLOCK).flat_map(block).collect()
+}
+
+fn fill(device: &Path, name: &str, from: u64, to: u64) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(device)?;
+    file.seek(SeekFrom::Start(from))?;
+    for at in (from..to).step_by(PIECE as usize) {
+        file.write_all(&content(name, at))?;
+    }
+    file.sync_all()
+}
+
+fn compare(device: &Path, name: &str, size: u64) -> Outcome<()> {
+    let mut file = File::open(device)?;
+    let mut piece = vec![0; PIECE as usize];
+    for at in (0..size).step_by(PIECE as usize) {
+        file.read_exact(&mut piece)?;
+        if piece != content(name, at) {
+            return Err(format!("the data of {name} is lost in the MiB at {at}").into());
+        }
+    }
+    Ok(())
+}
