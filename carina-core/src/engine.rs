@@ -1,5 +1,6 @@
 //! The engine: the life of volumes over the backends of one node.
 
+mod clock;
 mod drain;
 mod events;
 mod operations;
@@ -19,6 +20,7 @@ use crate::{
     Holding, Placement, PlanStep, Recovery, Result, Room, SizeRange, Subject, Volume, VolumeBackend, VolumeId,
     VolumeKind, VolumeName, VolumeRequest, VolumeService, VolumeType, Zeroing,
 };
+pub use clock::Clock;
 use drain::Drains;
 use events::Bus;
 pub use events::Events;
@@ -58,6 +60,7 @@ struct Inner {
     retry: Retry,
     bus: Bus,
     drains: Drains,
+    clock: Clock,
     check_health: Notify,
 }
 
@@ -70,6 +73,19 @@ impl Engine {
         backends: Vec<Arc<dyn VolumeBackend>>,
         placement: Arc<dyn Placement>,
         retry: Retry,
+    ) -> Result<(Self, Recovery)> {
+        Self::start_with_clock(backends, placement, retry, Clock::system()).await
+    }
+
+    /// The same, by this clock.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub async fn start_with_clock(
+        backends: Vec<Arc<dyn VolumeBackend>>,
+        placement: Arc<dyn Placement>,
+        retry: Retry,
+        clock: Clock,
     ) -> Result<(Self, Recovery)> {
         let mut recovery = Recovery::default();
         for backend in &backends {
@@ -91,11 +107,17 @@ impl Engine {
             retry,
             bus: Bus::new(),
             drains: Drains::default(),
+            clock,
             check_health: Notify::new(),
         };
         let inner = Arc::new(inner);
         inner.resume_drains().await;
         Ok((Self { inner }, recovery))
+    }
+
+    /// What time it is by the engine's clock.
+    pub(crate) fn now(&self) -> SystemTime {
+        self.inner.clock.now()
     }
 
     /// Waits until every operation in flight has ended: what a graceful shutdown waits for.

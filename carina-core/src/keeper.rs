@@ -177,7 +177,7 @@ impl Keeper {
         }
         let plan = GroupPlan::new(&disks, &groups, &config, &labels.unwrap_or_default());
         self.say(&plan, &config);
-        let mut events = plan.events(&disks, SystemTime::now());
+        let mut events = plan.events(&disks, self.engine.now());
         // Without an interval nothing is claimed behind a person's back: news is only looked at.
         if !config.dry_run && (why == Why::Asked || config.scan_interval.is_some()) {
             let taken = self.engine.carry_out(&plan).await;
@@ -185,11 +185,13 @@ impl Keeper {
                 let members = self.engine.disks().await?.into_iter().filter(|disk| disk.group.is_some());
                 self.members = members.map(|disk| disk.name).collect();
             }
-            events.extend(taken.into_iter().filter_map(|(step, result)| Some(failed(&step, &result.err()?))));
+            events.extend(
+                taken.into_iter().filter_map(|(step, result)| Some(failed(&step, &result.err()?, self.engine.now()))),
+            );
         }
-        self.engine.stand("grouping", SystemTime::now(), events);
+        self.engine.stand("grouping", self.engine.now(), events);
         if !config.dry_run {
-            self.engine.drain_configured(&config.drain, SystemTime::now()).await?;
+            self.engine.drain_configured(&config.drain, self.engine.now()).await?;
         }
         self.engine.check_health();
         Ok(plan.left.iter().any(|left| unsettled(&left.why)))
@@ -253,7 +255,7 @@ impl Engine {
     }
 
     fn tell_of(&self, step: &PlanStep, plan: &GroupPlan) {
-        let (group, now) = (step.group(), SystemTime::now());
+        let (group, now) = (step.group(), self.now());
         for disk in step.disks() {
             let (reason, message) = match step {
                 PlanStep::CreateGroup { .. } => (Reason::DiskClaimed, format!("claimed for the new group {group}")),
@@ -273,9 +275,9 @@ impl Engine {
 }
 
 /// The event for a step that failed; it stands until it doesn't any more.
-fn failed(step: &PlanStep, error: &Error) -> Event {
+fn failed(step: &PlanStep, error: &Error, now: SystemTime) -> Event {
     let message = format!("could not {step}; tried again at the next scan");
-    Event::new(step.group(), Reason::PlanStepFailed, message, SystemTime::now()).with_evidence(error.to_string())
+    Event::new(step.group(), Reason::PlanStepFailed, message, now).with_evidence(error.to_string())
 }
 
 /// Whether what a config wants of a node depends on the node's labels.

@@ -40,6 +40,8 @@ pub mod exec;
 #[cfg(feature = "engine")]
 mod keeper;
 #[cfg(feature = "engine")]
+mod lock;
+#[cfg(feature = "engine")]
 mod monitor;
 #[cfg(feature = "engine")]
 mod service;
@@ -75,9 +77,11 @@ pub use volume::{ClaimName, FsType, GroupSelector, SizeRange, Volume, VolumeRequ
 #[cfg(feature = "engine")]
 pub use backend::{Capabilities, Recovery, VolumeBackend};
 #[cfg(feature = "engine")]
-pub use engine::{Engine, Events, Retry};
+pub use engine::{Clock, Engine, Events, Retry};
 #[cfg(feature = "engine")]
 pub use keeper::Keeper;
+#[cfg(feature = "engine")]
+pub use lock::{DISKS_LOCK, EngineLock, NotLocked};
 #[cfg(feature = "engine")]
 pub use monitor::Monitor;
 #[cfg(feature = "engine")]

@@ -5,15 +5,19 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use carina_core::sim::{Fault, SimBackend, SimDisk, SimNode, SimOperation};
 use carina_core::{
-    Bytes, DeviceGroup, Disk, DrainBy, Engine, Error, Event, GroupName, GroupSelector, Medium, MostRoom, PlanStep,
-    PlannedDisk, Reason, Retry, Signature, SizeRange, Volume, VolumeBackend, VolumeRequest, VolumeService, VolumeType,
+    Bytes, Clock, DeviceGroup, Disk, DrainBy, Engine, Error, Event, GroupName, GroupSelector, Medium, MostRoom,
+    PlanStep, PlannedDisk, Reason, Retry, Signature, SizeRange, Volume, VolumeBackend, VolumeRequest, VolumeService,
+    VolumeType,
 };
 use proptest::prelude::*;
 use tokio::time::Instant;
+
+/// What time it is.
+const NOW: SystemTime = UNIX_EPOCH;
 
 /// Three SSDs and an HDD, in their groups once [`start`]ed, and one disk that somebody else uses.
 fn node() -> Arc<SimNode> {
@@ -27,7 +31,8 @@ fn node() -> Arc<SimNode> {
 
 async fn run(node: &Arc<SimNode>) -> Engine {
     let backend: Arc<dyn VolumeBackend> = Arc::new(SimBackend::new(Arc::clone(node)));
-    Engine::start(vec![backend], Arc::new(MostRoom), Retry::default()).await.unwrap().0
+    let clock = Clock::of(|| NOW);
+    Engine::start_with_clock(vec![backend], Arc::new(MostRoom), Retry::default(), clock).await.unwrap().0
 }
 
 async fn start(node: &Arc<SimNode>) -> Engine {
@@ -105,6 +110,7 @@ async fn it_is_told_when_it_begins_how_far_it_is_and_when_it_ends() {
     let mut told = Vec::new();
     loop {
         let event = events.next().await.unwrap();
+        assert_eq!(event.at, NOW, "by the engine's clock: {event}");
         told.push(event.reason);
         if event.reason == Reason::DrainFinished {
             break;

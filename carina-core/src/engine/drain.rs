@@ -162,12 +162,12 @@ impl Inner {
             return;
         }
         let message = format!("{drain}; who wants to stop it: carina drain --cancel {}", drain.disk.name);
-        self.bus.publish(Event::new(&drain.disk, Reason::DrainStarted, message, SystemTime::now()));
+        self.bus.publish(Event::new(&drain.disk, Reason::DrainStarted, message, self.clock.now()));
         let inner = Arc::clone(self);
         tokio::spawn(async move {
             inner.empty(&drain).await;
             lock(&inner.drains.running).remove(&drain.key);
-            inner.tell_of_drains(SystemTime::now());
+            inner.tell_of_drains(inner.clock.now());
         });
     }
 
@@ -179,7 +179,7 @@ impl Inner {
         loop {
             let (step, took) = self.drain_piece(begun, piece).await;
             piece = next_piece(piece, took);
-            let now = SystemTime::now();
+            let now = self.clock.now();
             let disk = &begun.disk;
             match step {
                 Ok(DrainStep::Moved { left }) => {
@@ -233,7 +233,7 @@ impl Inner {
         });
         done.await.unwrap_or_else(|e| Err(Error::Precondition(format!("it ended without a result: {e}"))))?;
         let message = format!("{} stays in {} and takes volumes again", drain.disk.name, drain.group);
-        self.bus.publish(Event::new(&drain.disk, Reason::DrainCancelled, message, SystemTime::now()));
+        self.bus.publish(Event::new(&drain.disk, Reason::DrainCancelled, message, self.clock.now()));
         Ok(())
     }
 

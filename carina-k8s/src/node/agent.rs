@@ -34,6 +34,8 @@ pub async fn run(
         // A sender that is gone means the end too.
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
+    // Held to the end.
+    let _lock = storage::lock(&options)?;
     let config = settings::read(&options.config);
     let cluster = cluster_id::find(options.cluster_id.as_deref(), &client).await;
     let options = NodeOptions { cluster_id: cluster.clone(), ..options };

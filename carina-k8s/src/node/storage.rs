@@ -1,17 +1,47 @@
 //! What this node makes its volumes on, and what mounts them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use carina_core::config::Config;
 use carina_core::exec::ProcessRunner;
 use carina_core::sim::{SimBackend, SimNode};
 use carina_core::uevent::{DeviceEvents, KernelEvents, NoEvents};
-use carina_core::{Engine, Error, Result, VolumeBackend, VolumeType};
+use carina_core::{DISKS_LOCK, Engine, EngineLock, Error, NotLocked, Result, VolumeBackend, VolumeType};
 use carina_csi::{LinuxMounter, MemoryMounter, Mounter};
 use carina_lvm::{LvmBackend, LvmConfig};
 use carina_raw::{HostDisks, RawBackend};
 
 use crate::options::{BackendKind, NodeOptions};
+
+/// Takes the right to change this node's storage: one process has it, whatever its config says.
+///
+/// # Errors
+/// [`Error::Precondition`] naming the process that has it, with its config.
+pub fn lock(options: &NodeOptions) -> Result<EngineLock> {
+    let file = if options.backend.contains(&BackendKind::Sim) {
+        options.sim_dir.join("engine.lock")
+    } else {
+        PathBuf::from(DISKS_LOCK)
+    };
+    let (node, pid, config) = (options.node_name.as_str(), std::process::id(), options.config.display());
+    let holder = format!("carina-node of {node} (pid {pid}), config {config}");
+    EngineLock::take(&file, &holder).map_err(|why| {
+        Error::Precondition(match why {
+            NotLocked::Held(who) => format!(
+                "{} is at work on the disks of this node (it holds {}), and two of them would fight over disks and \
+                 volumes, so this one ends; stop one of the two",
+                if who.is_empty() { "another process of Carina's" } else { who.as_str() },
+                file.display()
+            ),
+            NotLocked::Failed(error) => format!(
+                "the lock {} cannot be taken: {error}; see that its folder is there and can be written (the DaemonSet \
+                 mounts the host's /run/lock/lvm)",
+                file.display()
+            ),
+        })
+    })
+}
 
 /// The backends that the options name.
 ///
@@ -89,4 +119,30 @@ pub fn mounter(options: &NodeOptions, engine: &Engine) -> Arc<dyn Mounter> {
 fn loop_devices() -> bool {
     ProcessRunner::find("losetup").is_some()
         && std::fs::OpenOptions::new().read(true).write(true).open("/dev/loop-control").is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn a_second_agent_on_the_same_storage_is_told_of_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let sim = folder.path().display().to_string();
+        let options = |config: &str| {
+            let arguments =
+                ["carina-node", "--node-name", "n1", "--backend", "sim", "--sim-dir", &sim, "--config", config];
+            NodeOptions::try_parse_from(arguments).unwrap()
+        };
+        let first = lock(&options("/etc/one.json")).unwrap();
+        let refused = lock(&options("/etc/other.json")).unwrap_err().to_string();
+        let pid = format!("(pid {})", std::process::id());
+        for part in ["carina-node of n1", pid.as_str(), "/etc/one.json", "stop one"] {
+            assert!(refused.contains(part), "{refused}");
+        }
+        drop(first);
+        lock(&options("/etc/other.json")).unwrap();
+    }
 }

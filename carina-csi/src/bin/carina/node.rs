@@ -8,7 +8,7 @@ use carina_core::exec::{CommandRunner, ProcessRunner};
 use carina_core::sim::{SimBackend, SimNode};
 use carina_core::uevent::{DeviceEvents, KernelEvents, NoEvents};
 use carina_core::{
-    DeviceGroup, Disk, Engine, Event, Foreign, Placement, Recovery, Retry, Volume, VolumeBackend, Zeroing,
+    DeviceGroup, Disk, Engine, EngineLock, Event, Foreign, Placement, Recovery, Retry, Volume, VolumeBackend, Zeroing,
 };
 use carina_csi::{LinuxMounter, MemoryMounter, Mounter};
 use carina_lvm::{LvmBackend, LvmConfig};
@@ -16,7 +16,7 @@ use carina_raw::{HostDisks, RawBackend};
 use carina_sched::OneMachine;
 
 use crate::failure::{Class, Failure};
-use crate::lock::EngineLock;
+use crate::lock;
 use crate::options::{Backend, LoadedConfig, Options};
 use crate::output;
 
@@ -130,8 +130,8 @@ impl RunningNode {
     /// the command, and its endpoint if it serves one.
     pub async fn start(options: &Options, holder: &str) -> Result<Self, Failure> {
         let config = options.load_config()?;
-        let holder = format!("{holder} (pid {})", std::process::id());
-        let lock = EngineLock::take(&options.lock_file()?, &holder)?;
+        let holder = format!("{holder} (pid {}), config {}", std::process::id(), config.source);
+        let lock = lock::take(&options.lock_file()?, &holder)?;
         let backends = match options.backend {
             Backend::Sim => {
                 let node = SimNode::open(&options.state_folder()?, SimNode::trial_disks())?;

@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use carina_core::Config;
+use carina_core::{Config, DISKS_LOCK};
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
@@ -17,8 +17,6 @@ const SYSTEM_CONFIG: &str = "/etc/carina/config.json";
 const TRIAL_CONFIG: &str = r#"{ "diskSelector": ["sd*"] }"#;
 /// Where root keeps simulated disks.
 const SYSTEM_STATE: &str = "/var/lib/carina/sim";
-/// What holds the right to change the machine's volume groups.
-const SYSTEM_LOCK: &str = "/run/carina/engine.lock";
 
 /// Which storage is worked on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -130,7 +128,7 @@ impl Options {
     pub fn lock_file(&self) -> Result<PathBuf, Failure> {
         match self.backend {
             Backend::Sim => Ok(self.state_folder()?.join("engine.lock")),
-            Backend::Lvm | Backend::Raw | Backend::LvmAndRaw => Ok(PathBuf::from(SYSTEM_LOCK)),
+            Backend::Lvm | Backend::Raw | Backend::LvmAndRaw => Ok(PathBuf::from(DISKS_LOCK)),
         }
     }
 
