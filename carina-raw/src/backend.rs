@@ -1,5 +1,7 @@
 //! [`VolumeBackend`] over the disks of ours.
 
+mod drain;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,10 +10,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carina_core::{
-    Adoption, Bytes, Capabilities, DeviceGroup, Disk, DiskKind, Error, Foreign, ForeignKind, FormatRecord, FsType,
-    GroupName, Health, Holding, Medium, PARTITION_ALIGNMENT, PlanStep, PlannedDisk, RawDisk, Recovery, Result,
-    SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType, Zeroing, best_fit,
-    smallest_whole,
+    Adoption, Bytes, Capabilities, DeviceGroup, Disk, DiskKind, Drain, DrainBy, DrainStep, Error, Foreign, ForeignKind,
+    FormatRecord, FsType, GroupName, Health, Holding, Medium, PARTITION_ALIGNMENT, PlanStep, PlannedDisk, RawDisk,
+    Recovery, Result, SizeRange, Volume, VolumeBackend, VolumeId, VolumeName, VolumeRequest, VolumeType, Zeroing,
+    best_fit, smallest_whole,
 };
 use tokio::sync::Mutex as Turn;
 use tokio::time::timeout;
@@ -733,6 +735,14 @@ impl VolumeBackend for RawBackend {
 
     async fn adopt(&self, claim: &Adoption) -> Result<Volume> {
         self.adopt_partition(claim).await
+    }
+
+    async fn begin_drain(&self, group: &GroupName, disk: &PlannedDisk, by: DrainBy) -> Result<Drain> {
+        self.begin_release(group, disk, by).await
+    }
+
+    async fn drain_step(&self, group: &GroupName, key: &str, _piece: Bytes) -> Result<DrainStep> {
+        self.release_step(group, key).await
     }
 
     async fn background(&self) -> Result<Vec<Zeroing>> {
