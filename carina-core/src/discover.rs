@@ -260,6 +260,7 @@ pub async fn disks(sysfs: &Sysfs, runner: &dyn CommandRunner) -> Result<Vec<Disk
         let Some(identity) = unknown.remove(&disk.name) else { continue };
         disk.signature = match ends.remove(&disk.name) {
             Some(Ends::Zeroes) => Signature::Blank,
+            Some(Ends::Known(signature)) => Signature::Found(signature.to_owned()),
             Some(Ends::Written) => probe::signature(disk, runner).await,
             Some(Ends::Unknown(problem)) => Signature::Unknown(problem),
             None => Signature::Unknown("reading it ended without a result".to_owned()),
@@ -353,7 +354,7 @@ async fn probed(sysfs: &Sysfs, seen: Seen, runner: &dyn CommandRunner) -> Disk {
     disk.signature = match probe::ends(&sysfs.memory, &disk, &number).await {
         Ends::Unknown(problem) => Signature::Unknown(problem),
         // By the program that knows every signature, also where there seems to be none.
-        Ends::Zeroes | Ends::Written => probe::signature(&disk, runner).await,
+        Ends::Zeroes | Ends::Known(_) | Ends::Written => probe::signature(&disk, runner).await,
     };
     sysfs.memory.keep(&disk.name, identity, &disk.signature);
     disk

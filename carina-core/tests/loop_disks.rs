@@ -177,6 +177,29 @@ async fn what_was_found_is_remembered_until_the_disk_changes_and_a_claim_looks_a
 }
 
 #[tokio::test]
+async fn what_disks_of_groups_carry_is_known_without_a_process_and_in_the_words_of_blkid() {
+    let Some(_turn) = can_run().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let member = Loop::new(&folder, "member.img", Bytes::gib(20), &[]).await;
+    let device = member.device.as_str();
+    run("lvm", &["pvcreate", "--driverloaded", "n", "--devices", device, "--devicesfile", "", "--yes", device]).await;
+    let table = Loop::new(&folder, "table.img", Bytes::gib(20), &[]).await;
+    let script =
+        Command { stdin: b"label: gpt\n".to_vec(), ..Command::new("sfdisk", ["-q", "--no-reread", &table.device]) };
+    assert!(ProcessRunner::new().run(&script).await.unwrap().success());
+    for (device, key) in [(&member, "TYPE"), (&table, "PTTYPE")] {
+        let word = run("blkid", &["-p", "-s", key, "-o", "value", &device.device]).await;
+        let runner = CountingRunner::new(ProcessRunner::new());
+        Sysfs::host().changed(device.name());
+        let disks = discover::disks(&Sysfs::host(), &runner).await.unwrap();
+        let disk = disks.into_iter().find(|disk| disk.name == device.name()).unwrap();
+        assert_eq!(disk.signature, Signature::Found(word.clone()));
+        let asked = runner.take_log();
+        assert!(!asked.iter().any(|line| line.ends_with(&device.device)), "{word}: {asked:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_mounted_disk_is_not_bare() {
     let Some(_turn) = can_run().await else { return };
     let folder = tempfile::tempdir().unwrap();

@@ -25,6 +25,9 @@ const TAIL: usize = 1 << 20;
 pub(super) enum Ends {
     /// Zeroes and nothing else, so no signature.
     Zeroes,
+    /// A signature that is known at sight, in blkid's words: those that the disks of our groups have, so
+    /// that a node with hundreds of them starts no process for any.
+    Known(&'static str),
     /// Something; also said of a partition, of which the table above may say something.
     Written,
     /// They can't be read, or somebody uses the disk: why.
@@ -45,8 +48,8 @@ pub(super) async fn ends(memory: &Arc<Memory>, disk: &Disk, number: &str) -> End
         free_and_readable(&path, &number, size)
     });
     match tokio::time::timeout(DEADLINE, look).await {
-        Ok(Ok(Ok(true))) if kind != DiskKind::Partition => Ends::Zeroes,
-        Ok(Ok(Ok(_))) => Ends::Written,
+        Ok(Ok(Ok(Ends::Zeroes))) if kind == DiskKind::Partition => Ends::Written,
+        Ok(Ok(Ok(ends))) => ends,
         Ok(Ok(Err(problem))) => Ends::Unknown(problem),
         Ok(Err(error)) => Ends::Unknown(error.to_string()),
         Err(_) => Ends::Unknown(format!("reading it took more than {} s", DEADLINE.as_secs())),
@@ -107,11 +110,30 @@ fn found(tags: &[(&str, &str)], kind: DiskKind) -> Signature {
     }
 }
 
-/// Opens the device as its only user for a moment, and reads where signatures are; whether all is zeroes.
+/// What a disk that begins with these bytes carries, if it is one of the signatures that are known at sight.
+/// It only ever speaks against a disk: what is doubtful is left to blkid.
+fn at_sight(head: &[u8]) -> Option<&'static str> {
+    const SECTORS: [usize; 2] = [512, 4096];
+    let at = |offset: usize, bytes: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(bytes));
+    // LVM2 lib/label/label.h: in one of the first four sectors, with its own number and its type.
+    let is_label = |n: u64| {
+        let start = n as usize * 512;
+        at(start, b"LABELONE") && at(start + 8, &n.to_le_bytes()) && at(start + 24, b"LVM2 001")
+    };
+    if (0..4).any(is_label) {
+        return Some("LVM2_member");
+    }
+    // UEFI 5.2.3, 5.3.2: a protective MBR with one entry of type 0xEE, and the header in the next sector.
+    let protective = at(510, &[0x55, 0xAA]) && at(446 + 4, &[0xEE]);
+    let is_header = |sector: usize| at(sector, b"EFI PART\0\0\x01\0");
+    (protective && SECTORS.into_iter().any(is_header)).then_some("gpt")
+}
+
+/// Opens the device as its only user for a moment, and reads where signatures are.
 ///
 /// The exclusive open fails while the device is mounted, swapped to or held, in whatever container. It
 /// is let go at once, so that it is in nobody's way.
-fn free_and_readable(path: &Path, number: &str, size: u64) -> Result<bool, String> {
+fn free_and_readable(path: &Path, number: &str, size: u64) -> Result<Ends, String> {
     let open = |flags: libc::c_int| OpenOptions::new().read(true).custom_flags(flags | libc::O_CLOEXEC).open(path);
     let file = open(0).map_err(|e| format!("it cannot be opened: {e}"))?;
     let metadata = file.metadata().map_err(|e| e.to_string())?;
@@ -126,13 +148,20 @@ fn free_and_readable(path: &Path, number: &str, size: u64) -> Result<bool, Strin
     })?);
     let head = usize::try_from(size).unwrap_or(HEAD).min(HEAD);
     let tail = usize::try_from(size).unwrap_or(TAIL).min(TAIL);
-    let (mut buffer, mut zeroes) = (vec![0; HEAD], true);
+    let (mut buffer, mut zeroes, mut known) = (vec![0; HEAD], true, None);
     for (at, length) in [(0, head), (size.saturating_sub(tail as u64), tail)] {
         let part = buffer.get_mut(..length).unwrap_or_default();
         file.read_exact_at(part, at).map_err(|e: io::Error| format!("it cannot be read at byte {at}: {e}"))?;
         zeroes = zeroes && part.iter().all(|byte| *byte == 0);
+        if at == 0 {
+            known = at_sight(part);
+        }
     }
-    Ok(zeroes)
+    Ok(match known {
+        Some(signature) => Ends::Known(signature),
+        None if zeroes => Ends::Zeroes,
+        None => Ends::Written,
+    })
 }
 
 #[cfg(test)]
@@ -172,6 +201,28 @@ mod tests {
         assert_eq!(part(&format!("{entry}TYPE=swap\n")), Signature::Found("swap".to_owned()));
         let upstream = part(&format!("{entry}PART_ENTRY_NAME=carina.io/abc\n"));
         assert!(matches!(&upstream, Signature::Found(what) if what.contains("carina.io/abc")), "{upstream:?}");
+    }
+
+    #[test]
+    fn what_our_disks_carry_is_known_at_sight_and_nothing_else_is() {
+        let head = |parts: &[(usize, &[u8])]| {
+            let mut head = vec![0; 8192];
+            for (at, bytes) in parts {
+                head[*at..at + bytes.len()].copy_from_slice(bytes);
+            }
+            at_sight(&head)
+        };
+        let label: &[u8] = b"LABELONE\x01\0\0\0\0\0\0\0crc!\x20\0\0\0LVM2 001";
+        assert_eq!(head(&[(512, label)]), Some("LVM2_member"));
+        assert_eq!(head(&[(1024, label)]), None, "moved there by somebody, it says another sector");
+        assert_eq!(head(&[(512, &label[..24])]), None);
+        let (mbr, header): (&[u8], &[u8]) = (&[0x55, 0xAA], b"EFI PART\0\0\x01\0");
+        for sector in [512, 4096] {
+            assert_eq!(head(&[(450, &[0xEE]), (510, mbr), (sector, header)]), Some("gpt"));
+            assert_eq!(head(&[(450, &[0x83]), (510, mbr), (sector, header)]), None);
+            assert_eq!(head(&[(sector, header)]), None, "blkid wants the MBR too");
+        }
+        assert_eq!((head(&[]), at_sight(&[])), (None, None));
     }
 
     #[test]
