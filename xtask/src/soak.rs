@@ -34,10 +34,12 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// operations under emulation.
 const LATEST_CUT: Duration = Duration::from_secs(8);
 /// A cut that is aimed at a move comes this long after it has begun at the
-/// latest.
-const LATEST_IN_MOVE: Duration = Duration::from_secs(2);
+/// latest: LVM looks whether it is done once a second.
+const LATEST_IN_MOVE: Duration = Duration::from_millis(300);
 /// What the cuts are aimed at, in turn.
 const AIMS: [Aim; 4] = [Aim::Anywhere, Aim::Join, Aim::Anywhere, Aim::Move];
+/// From how many rounds on each of them has to be met.
+const ALL_AIMS: u32 = AIMS.len() as u32;
 /// In how many more rounds a cut is aimed at what none has met.
 const MORE_ROUNDS: u32 = 6;
 
@@ -72,7 +74,7 @@ impl Soak {
     /// The short form that CI runs.
     pub fn short() -> Self {
         // The tests compare enough placements.
-        Self { rounds: 4, seed: Some(1), placements: 0, tables: 0, volumes: 0, nodes: 0, accel: Choice::Auto }
+        Self { rounds: ALL_AIMS, seed: Some(1), placements: 0, tables: 0, volumes: 0, nodes: 0, accel: Choice::Auto }
     }
 
     /// Runs all rounds; the exit code says whether everything held.
@@ -94,31 +96,38 @@ impl Soak {
         let rig = Rig { accelerator: self.accel.resolve(&image)?, image, program: &program, folder: folder.path() };
         let mut known = Known::default();
         let mut random = Random(seed.wrapping_mul(2).wrapping_add(1));
-        let (mut mended, mut met, mut cuts) = (0, Met::default(), 0);
-        let next = |met: &Met, cuts: u32| match cuts {
-            n if n < self.rounds => AIMS.get(n as usize % AIMS.len()).copied(),
-            n if n < self.rounds + MORE_ROUNDS && self.rounds >= 4 => met.missing(),
-            _ => None,
-        };
-        while let Some(aim) = next(&met, cuts) {
+        let (mut mended, mut met, mut cuts, mut aimed) = (0, Met::default(), 0, Aim::Anywhere);
+        let last = loop {
+            let aim = if cuts < self.rounds {
+                AIMS[cuts as usize % AIMS.len()]
+            } else {
+                let checked = rig.check(&known)?;
+                known = checked.known.clone();
+                mended += checked.mended;
+                met.found(aimed, checked.found.as_deref());
+                println!("soak: at the end: {checked}");
+                match met.missing() {
+                    Some(aim) if self.rounds >= ALL_AIMS && cuts < self.rounds + MORE_ROUNDS => aim,
+                    _ => break checked,
+                }
+            };
             cuts += 1;
             let outcome = rig.cut(&mut known, &mut random, aim).context(format_args!("round {cuts}"))?;
             mended += outcome.mended;
-            met.count(aim, outcome.inside);
+            met.found(aimed, outcome.found.as_deref());
+            met.aimed(aim, outcome.inside);
+            aimed = aim;
             println!("soak: round {cuts}: {outcome}");
-        }
-        let last = rig.check(&known)?;
-        mended += last.mended;
-        println!("soak: at the end: {last}");
+        };
         println!(
             "soak: {cuts} cuts ({met}), {} acknowledged volumes there at the end, {mended} half states mended, nothing \
              lost, no space leaked ({:.0} s)",
             last.known.volumes.len(),
             started.elapsed().as_secs_f64()
         );
-        match met.missing().filter(|_| self.rounds >= 4) {
+        match met.missing().filter(|_| self.rounds >= ALL_AIMS) {
             None => Ok(0),
-            Some(aim) => Err(Error::new(format!("no cut came {}: aim better", aim.words()))),
+            Some(aim) => Err(Error::new(format!("no cut came inside a {aim}: aim better"))),
         }
     }
 }
@@ -143,13 +152,15 @@ impl Aim {
             Self::Move => "move",
         }
     }
+}
 
-    fn words(self) -> &'static str {
-        match self {
-            Self::Anywhere => "anywhere",
-            Self::Join => "inside a vgextend",
-            Self::Move => "inside a pvmove",
-        }
+impl fmt::Display for Aim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Anywhere => "run",
+            Self::Join => "vgextend",
+            Self::Move => "pvmove",
+        })
     }
 }
 
@@ -161,14 +172,18 @@ struct Met {
 }
 
 impl Met {
-    fn count(&mut self, aim: Aim, inside: bool) {
-        let (met, of) = match aim {
-            Aim::Anywhere => return,
-            Aim::Join => &mut self.joins,
-            Aim::Move => &mut self.moves,
-        };
-        *met += u32::from(inside);
-        *of += 1;
+    /// A cut was aimed; `inside` says whether LVM stood still on the disk's way into the group.
+    fn aimed(&mut self, aim: Aim, inside: bool) {
+        match aim {
+            Aim::Anywhere => {}
+            Aim::Join => self.joins = (self.joins.0 + u32::from(inside), self.joins.1 + 1),
+            Aim::Move => self.moves.1 += 1,
+        }
+    }
+
+    /// What the next start found of the cut that was aimed at this.
+    fn found(&mut self, aimed: Aim, found: Option<&str>) {
+        self.moves.0 += u32::from(aimed == Aim::Move && found == Some("a move half done"));
     }
 
     /// What no cut has met.
@@ -184,7 +199,7 @@ impl Met {
 impl fmt::Display for Met {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ((joins, of_joins), (moves, of_moves)) = (self.joins, self.moves);
-        write!(f, "{joins} of {of_joins} inside a vgextend, {moves} of {of_moves} inside a pvmove")
+        write!(f, "{joins} of {of_joins} aimed at a vgextend met one, {moves} of {of_moves} at a pvmove")
     }
 }
 
@@ -384,5 +399,25 @@ impl Random {
     /// A time up to this one.
     fn below(&mut self, time: Duration) -> Duration {
         Duration::from_millis(self.next() % u64::try_from(time.as_millis()).unwrap_or(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_that_missed_what_it_was_aimed_at_does_not_count() {
+        let mut met = Met::default();
+        met.aimed(Aim::Move, true);
+        met.found(Aim::Move, Some("a disk between two moves"));
+        met.aimed(Aim::Join, false);
+        assert_eq!((met.joins, met.moves, met.missing()), ((0, 1), (0, 1), Some(Aim::Join)));
+        met.aimed(Aim::Join, true);
+        met.found(Aim::Join, Some("a move half done"));
+        assert_eq!(met.missing(), Some(Aim::Move));
+        met.aimed(Aim::Move, true);
+        met.found(Aim::Move, Some("a move half done"));
+        assert_eq!((met.missing(), met.moves), (None, (1, 2)));
     }
 }
