@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::node_storage::{OrphanFigures, OrphanState};
+
 /// The content type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -39,7 +41,7 @@ impl Gauge {
     }
 }
 
-/// The four documented metrics and what goes on in the background, without samples.
+/// The four documented metrics, what goes on in the background and what nobody speaks for, without samples.
 #[derive(Debug, Clone)]
 pub struct Figures {
     /// `carina_devicegroup_vg_free_bytes`.
@@ -52,6 +54,8 @@ pub struct Figures {
     pub volume_used: Gauge,
     /// `carina_devicegroup_zeroing_bytes`.
     pub zeroing: Gauge,
+    /// `carina_volume_orphans`.
+    pub orphans: Gauge,
 }
 
 impl Default for Figures {
@@ -68,6 +72,10 @@ impl Default for Figures {
                 "carina_devicegroup_zeroing_bytes",
                 "Bytes of deleted volumes that are yet to be zeroed before their space is offered again.",
             ),
+            orphans: Gauge::new(
+                "carina_volume_orphans",
+                "Volumes on the disks that nobody speaks for: in quarantine, or waiting for a person's word.",
+            ),
         }
     }
 }
@@ -76,10 +84,20 @@ impl Figures {
     /// As text.
     #[must_use]
     pub fn text(&self) -> String {
-        [&self.free, &self.total, &self.volume_total, &self.volume_used, &self.zeroing]
+        [&self.free, &self.total, &self.volume_total, &self.volume_used, &self.zeroing, &self.orphans]
             .into_iter()
             .map(Gauge::text)
             .collect()
+    }
+
+    /// Adds how many orphans a node has, by what is done about them.
+    pub fn add_orphans(&mut self, node: &str, orphans: &[OrphanFigures]) {
+        for (state, word) in
+            [(OrphanState::Quarantined, "quarantined"), (OrphanState::NeedsConfirmation, "needs-confirmation")]
+        {
+            let count = orphans.iter().filter(|orphan| orphan.state == state).map(|_| 1_u64).sum();
+            self.orphans.add(vec![("node", node.to_owned()), ("state", word.to_owned())], count);
+        }
     }
 }
 
@@ -100,5 +118,23 @@ mod tests {
             "{}",
             figures.text()
         );
+    }
+
+    #[test]
+    fn orphans_are_counted_by_what_is_done_about_them() {
+        let orphan = |state| OrphanFigures {
+            id: "volume-pvc-1".to_owned(),
+            group: "carina-vg-ssd".to_owned(),
+            size: carina_core::Bytes::GIB.into(),
+            state,
+            since: None,
+            until: None,
+            message: String::new(),
+        };
+        let mut figures = Figures::default();
+        figures.add_orphans("n1", &[orphan(OrphanState::Quarantined), orphan(OrphanState::Quarantined)]);
+        let text = figures.text();
+        assert!(text.contains("carina_volume_orphans{node=\"n1\",state=\"quarantined\"} 2\n"), "{text}");
+        assert!(text.contains("carina_volume_orphans{node=\"n1\",state=\"needs-confirmation\"} 0\n"), "{text}");
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod access;
 mod asked;
+pub mod client;
 pub mod clock;
 pub mod condition;
 pub mod controller;

@@ -1,38 +1,54 @@
 //! The HTTP doors: health, figures and pages.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use carina_core::{Error, Result};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::options::Address;
 
-/// Whether the program is ready; it isn't at first.
-#[derive(Debug, Clone, Default)]
-pub struct Ready(Arc<AtomicBool>);
+/// Whether the program is ready, and why not; it isn't at first.
+#[derive(Debug, Clone)]
+pub struct Ready(Arc<watch::Sender<Option<String>>>);
+
+impl Default for Ready {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(Some("not ready".to_owned()))))
+    }
+}
 
 impl Ready {
     /// Sets it.
     pub fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Relaxed);
+        self.0.send_replace((!ready).then(|| "not ready".to_owned()));
+    }
+
+    /// It is not ready, for this reason.
+    pub fn lacks(&self, reason: &str) {
+        self.0.send_replace(Some(format!("not ready: {reason}")));
     }
 
     /// Whether it is.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.borrow().is_none()
     }
 }
 
-/// `/healthz`, which answers while the program runs, and `/readyz`.
+/// `/healthz`, which answers while the program runs, and `/readyz`, which says what is waited for.
 pub fn health(ready: Ready) -> Router {
     let readiness = move || {
-        let ready = ready.is_ready();
-        async move { if ready { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready") } }
+        let lacks = ready.0.borrow().clone();
+        async move {
+            match lacks {
+                None => (StatusCode::OK, "ok".to_owned()),
+                Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason),
+            }
+        }
     };
     Router::new().route("/healthz", get(async || "ok")).route("/readyz", get(readiness))
 }

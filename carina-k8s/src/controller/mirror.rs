@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -11,6 +12,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 
 use crate::access::{CONTROLLER, explain_watch};
+
+/// How long a refusal holds that isn't heard again: a watch that fails is tried again within half a minute.
+const REFUSED_FOR: Duration = Duration::from_secs(120);
 
 /// What is known of the objects of a kind, by their [`key`]. What our own writes answered is known at once;
 /// the watch brings the rest. Their managed fields are left out: nobody reads them.
@@ -23,6 +27,8 @@ pub struct Mirror<K> {
     synced: watch::Sender<bool>,
     /// Why the API server refuses the watch, while it does so for a reason that stays until somebody acts.
     refused: watch::Sender<Option<String>>,
+    /// What keeps it from being whole and followed.
+    standing: watch::Sender<Option<String>>,
     /// Which objects are of use; the others are let go as they come.
     wanted: fn(&K) -> bool,
 }
@@ -52,6 +58,7 @@ impl<K> Default for Mirror<K> {
             changes: watch::Sender::new(0),
             synced: watch::Sender::new(false),
             refused: watch::Sender::new(None),
+            standing: watch::Sender::new(Some("the first list is waited for".to_owned())),
             wanted: |_| true,
         }
     }
@@ -97,6 +104,12 @@ where
         }
     }
 
+    /// How the watch stands now: what it waits for, or why the API server refuses it. Told when that changes.
+    #[must_use]
+    pub fn standing(&self) -> watch::Receiver<Option<String>> {
+        self.standing.subscribe()
+    }
+
     /// Told at each change.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
@@ -129,7 +142,19 @@ where
     pub async fn follow(&self, api: Api<K>, mut on_change: impl FnMut(Change<'_, K>)) {
         let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
         let mut listed: Option<HashMap<String, ()>> = None;
-        while let Some(event) = events.next().await {
+        loop {
+            let event = match tokio::time::timeout(REFUSED_FOR, events.next()).await {
+                Ok(Some(event)) => event,
+                Ok(None) => return,
+                // A watch that stands again says so by nothing but its silence.
+                Err(_) => {
+                    self.is_allowed();
+                    continue;
+                }
+            };
+            if matches!(event, Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_))) {
+                self.is_allowed();
+            }
             match event {
                 Ok(watcher::Event::Apply(mut object)) => {
                     object.managed_fields_mut().clear();
@@ -170,15 +195,26 @@ where
                         }
                     }
                     self.synced.send_replace(true);
-                    self.refused.send_replace(None);
+                    self.is_allowed();
                 }
                 Err(error) => {
                     let (words, stays) = explain_watch(&error, CONTROLLER);
                     let words = format!("{} are not watched: {words}", K::plural(&()));
                     tracing::warn!("{words} (tried again)");
+                    // What was watched once is known; a refusal is for a person all the same.
+                    if stays || !*self.synced.borrow() {
+                        self.standing.send_replace(Some(words.clone()));
+                    }
                     self.refused.send_replace(stays.then_some(words));
                 }
             }
+        }
+    }
+
+    /// The watch stands: whatever it was refused for is over.
+    fn is_allowed(&self) {
+        for told in [&self.refused, &self.standing] {
+            told.send_if_modified(|reason| *self.synced.borrow() && reason.take().is_some());
         }
     }
 

@@ -75,6 +75,7 @@ fn figures(volumes: &Mirror<LogicVolume>, nodes: &Mirror<NodeStorageResource>) -
     let mut figures = Figures::default();
     for node in nodes.all() {
         let name = &node.spec.node_name;
+        figures.add_orphans(name, node.status.as_ref().map_or(&[], |status| &status.orphans));
         let groups = node.status.iter().flat_map(|status| &status.groups);
         for group in groups.filter_map(|figures| figures.device_group()) {
             let labels = || vec![("device_group", group.name.to_string()), ("node", name.clone())];

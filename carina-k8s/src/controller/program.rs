@@ -57,13 +57,22 @@ pub async fn run(
     let driver = Driver::new().controller(Arc::new(service), None);
     let probe = driver.readiness();
     probe.set(false);
+    let known = (volumes.standing(), nodes.standing());
     tasks.spawn({
-        let (volumes, nodes, ready) = (Arc::clone(&volumes), Arc::clone(&nodes), ready.clone());
+        let ready = ready.clone();
         async move {
-            tokio::join!(volumes.synced(), nodes.synced());
-            probe.set(true);
-            ready.set(true);
-            tracing::info!("ready");
+            follow_readiness(known, |lacks| {
+                // CSI is answered from what is known, once everything was.
+                match lacks {
+                    None => {
+                        probe.set(true);
+                        ready.set(true);
+                        tracing::info!("ready");
+                    }
+                    Some(reason) => ready.lacks(&reason),
+                }
+            })
+            .await;
         }
     });
     let keeper = webhook::start(&options, client.clone(), &mut tasks).await?;
@@ -99,6 +108,24 @@ pub async fn run(
     ready.set(false);
     tasks.shutdown().await;
     Ok(served?)
+}
+
+/// Says what is lacking of two watches, at first and whenever it changes, for ever.
+async fn follow_readiness(
+    (mut volumes, mut nodes): (watch::Receiver<Option<String>>, watch::Receiver<Option<String>>),
+    mut say: impl FnMut(Option<String>),
+) {
+    loop {
+        let lacks = volumes.borrow_and_update().clone().or_else(|| nodes.borrow_and_update().clone());
+        say(lacks);
+        let changed = tokio::select! {
+            changed = volumes.changed() => changed,
+            changed = nodes.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
 }
 
 /// What is known of the cluster, and the tasks that keep it so.

@@ -33,8 +33,9 @@ use crate::node_storage::{CONFIRM_ORPHANS, NodeStorageResource};
 use crate::persistent_volume::Ours;
 use crate::tombstone::Tombstone;
 
-/// How long changes are gathered before the next look.
+/// How long it is quiet before it is looked at what has changed, and how long that is waited for at most.
 const GATHER: Duration = Duration::from_secs(1);
+const GATHER_AT_MOST: Duration = Duration::from_secs(10);
 /// How soon something that failed is tried again.
 const AFTER_ERROR: Duration = Duration::from_secs(10);
 /// The taint that says that a node is shut down, put there by a person or by what fences for them. It is
@@ -59,6 +60,17 @@ pub struct Upkeep {
     fenced: HashMap<String, Instant>,
     tombstones: Option<Vec<Tombstone>>,
     next_orphans: Instant,
+}
+
+type Changes = (watch::Receiver<u64>, watch::Receiver<u64>, watch::Receiver<u64>);
+
+/// Waits for a change of any of them; whoever sends lives as long as the upkeep.
+async fn any_change((volumes, persistent, nodes): &mut Changes) {
+    let _ = tokio::select! {
+        changed = volumes.changed() => changed,
+        changed = persistent.changed() => changed,
+        changed = nodes.changed() => changed,
+    };
 }
 
 impl Upkeep {
@@ -126,13 +138,13 @@ impl Upkeep {
                     Instant::now() + AFTER_ERROR
                 }
             };
-            tokio::select! {
-                _ = changes.0.changed() => {}
-                _ = changes.1.changed() => {}
-                _ = changes.2.changed() => {}
-                () = tokio::time::sleep_until(wake) => {}
+            if tokio::time::timeout_at(wake, any_change(&mut changes)).await.is_ok() {
+                // What is being made is let be until it is made.
+                let busy = async { while tokio::time::timeout(GATHER, any_change(&mut changes)).await.is_ok() {} };
+                let _ = tokio::time::timeout(GATHER_AT_MOST, busy).await;
+            } else {
+                tokio::time::sleep(GATHER).await;
             }
-            tokio::time::sleep(GATHER).await;
         }
     }
 

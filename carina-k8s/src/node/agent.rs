@@ -63,7 +63,8 @@ pub async fn run(
     let driver = driver.disks(engine.clone());
     let csi = tokio::spawn(driver.serve(options.csi_address.listen()?, until_stopped(stopped.clone())));
 
-    let (pages, figures) = pages::router(engine.clone(), node.clone(), ready.clone());
+    let found = watch::Sender::new(Vec::new());
+    let (pages, figures) = pages::router(engine.clone(), node.clone(), ready.clone(), found.subscribe());
     tasks.spawn(web::serve(http, pages));
     tasks.spawn(web::serve(metrics, figures));
     let settings = watch::Sender::new(config);
@@ -97,7 +98,6 @@ pub async fn run(
         events: events.clone(),
     };
     tasks.spawn(classes.run(client.clone()));
-    let found = watch::Sender::new(Vec::new());
     tasks.spawn(publisher.with_orphans(found.subscribe()).run());
     tasks.spawn(Monitor::new(engine.clone()).with_host(Arc::new(ProcessRunner::new())).run());
     let told = telling::tell(engine.clone(), client.clone(), node.clone(), events.clone(), Arc::clone(&changed));

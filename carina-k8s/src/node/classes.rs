@@ -15,10 +15,14 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use tokio::sync::{Notify, watch};
 
+use crate::access::{NODE, explain_watch};
 use crate::event::{GROUP_REFUSED, Recorder, Regarding};
 
 /// How often the disks are looked at for whether a declaration conflicts with what is there.
 const LOOK: Duration = Duration::from_secs(60);
+
+/// What this part of the agent is called where it says whether it hears of them.
+const WATCH: &str = "StorageClasses";
 
 /// Which classes declare which group, for what the node publishes.
 pub type DeclaredBy = BTreeMap<GroupName, Vec<String>>;
@@ -64,7 +68,7 @@ impl Classes {
                 self.take(&classes, &mut said).await;
             }
             tokio::select! {
-                Some(heard) = news.next() => match heard {
+                Some(heard) = news.next() => match heard.inspect(|_| self.engine.stand(WATCH, SystemTime::now(), Vec::new())) {
                     Ok(watcher::Event::Init) => listing = Some(BTreeSet::new()),
                     Ok(watcher::Event::InitApply(class)) => {
                         if let Some(listing) = &mut listing {
@@ -78,12 +82,22 @@ impl Classes {
                     }
                     Ok(watcher::Event::Apply(class)) => put(&mut classes, &class),
                     Ok(watcher::Event::Delete(class)) => drop(classes.remove(&class.name_any())),
-                    Err(error) => tracing::warn!("StorageClasses are not watched, which is tried again: {error}"),
+                    Err(error) => self.refused(explain_watch(&error, NODE)),
                 },
                 changed = self.config.changed() => if changed.is_err() { std::future::pending::<()>().await },
                 changed = self.labels.changed() => if changed.is_err() { std::future::pending::<()>().await },
                 () = tokio::time::sleep(LOOK) => {}
             }
+        }
+    }
+
+    /// Tells of a watch that the API server refuses.
+    fn refused(&self, (words, stays): (String, bool)) {
+        tracing::warn!("StorageClasses are not watched, which is tried again: {words}");
+        if stays {
+            let now = SystemTime::now();
+            let message = format!("StorageClasses are not watched: {words}. Groups that they declare are not made");
+            self.engine.stand(WATCH, now, vec![Event::new(Subject::Node, Reason::ApiRefused, message, now)]);
         }
     }
 

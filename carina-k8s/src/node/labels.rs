@@ -9,6 +9,8 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use tokio::sync::watch;
 
+use crate::access::{NODE, explain_watch};
+
 /// Follows the labels of this node, for ever; until the first answer they are not known.
 pub async fn follow(client: Client, node: String, keys: watch::Sender<Option<BTreeSet<String>>>) {
     let only = watcher::Config::default().fields(&format!("metadata.name={node}"));
@@ -24,7 +26,10 @@ pub async fn follow(client: Client, node: String, keys: watch::Sender<Option<BTr
                         changed
                     });
                 }
-                Err(error) => tracing::debug!("the node's labels are not seen: {error}"),
+                Err(error) => match explain_watch(&error, NODE) {
+                    (words, true) => tracing::warn!("the node's labels are not seen, which is tried again: {words}"),
+                    (words, false) => tracing::debug!("the node's labels are not seen: {words}"),
+                },
             }
             std::future::ready(())
         })

@@ -6,14 +6,21 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use carina_core::{Bytes, Engine, Error, VolumeService, VolumeType, Zeroing};
+use tokio::sync::watch;
 
 use super::verdict::device_numbers;
 use crate::exposition::{self, Figures};
 use crate::listing::{GroupEntry, VolumeEntry};
+use crate::node_storage::OrphanFigures;
 use crate::web::{Ready, health};
 
 /// The pages and, for another port, the metrics.
-pub fn router(engine: Engine, node: String, ready: Ready) -> (Router, Router) {
+pub fn router(
+    engine: Engine,
+    node: String,
+    ready: Ready,
+    orphans: watch::Receiver<Vec<OrphanFigures>>,
+) -> (Router, Router) {
     let (groups, volumes) = (engine.clone(), engine.clone());
     let pages = health(ready)
         .route(
@@ -35,8 +42,9 @@ pub fn router(engine: Engine, node: String, ready: Ready) -> (Router, Router) {
         "/metrics",
         get(move || {
             let (engine, node) = (engine.clone(), node.clone());
+            let orphans = orphans.borrow().clone();
             async move {
-                match figures(&engine, &node).await {
+                match figures(&engine, &node, &orphans).await {
                     Ok(figures) => ([(CONTENT_TYPE, exposition::CONTENT_TYPE)], figures.text()).into_response(),
                     Err(error) => failed(&error),
                 }
@@ -46,8 +54,9 @@ pub fn router(engine: Engine, node: String, ready: Ready) -> (Router, Router) {
     (pages, metrics)
 }
 
-async fn figures(engine: &Engine, node: &str) -> Result<Figures, Error> {
+async fn figures(engine: &Engine, node: &str, orphans: &[OrphanFigures]) -> Result<Figures, Error> {
     let mut figures = Figures::default();
+    figures.add_orphans(node, orphans);
     let zeroing = engine.background().await?;
     for group in engine.groups().await? {
         // A group of partitions by disk, and one whose volumes may be on several disks as a whole.

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, Resource};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::classes::DeclaredBy;
 use super::telling;
@@ -17,8 +18,9 @@ use crate::condition::{Finding, conditions};
 use crate::event::{NEEDS_A_PERSON, Recorder, Regarding};
 use crate::node_storage::{NodeStorageResource, NodeStorageSpec, NodeStorageStatus, OrphanFigures, OrphanState};
 
-/// How long changes are gathered before they are written.
+/// How long changes are gathered before they are written, and how long at least from one look to the next.
 const GATHER: Duration = Duration::from_millis(250);
+const APART: Duration = Duration::from_secs(1);
 /// How often the disks are looked at although nobody told of a change; nothing is written if there is none.
 const LOOK: Duration = Duration::from_secs(30);
 /// How soon a write that failed is tried again.
@@ -85,6 +87,7 @@ impl Publisher {
             self.events.warning([Regarding::node(&self.node)], NEEDS_A_PERSON, note.clone());
         }
         loop {
+            let looked = Instant::now();
             let wait = match self.publish(&mut published).await {
                 Ok(()) => LOOK,
                 Err(error) => {
@@ -95,7 +98,7 @@ impl Publisher {
             };
             // Whether told or not, it is time to look; what else happens meanwhile goes into the same write.
             if tokio::time::timeout(wait, self.changed.notified()).await.is_ok() {
-                tokio::time::sleep(GATHER).await;
+                tokio::time::sleep_until((looked + APART).max(Instant::now() + GATHER)).await;
             }
         }
     }

@@ -18,7 +18,7 @@ use super::decide::{Decision, Found, decide};
 use super::verdict::Verdict;
 use crate::access::{NODE, explain, explain_watch};
 use crate::condition::Finding;
-use crate::event::{ADOPTED, DELETE_SUCCESS, Recorder, Regarding};
+use crate::event::{ADOPTED, CREATE_SUCCESS, DELETE_SUCCESS, Recorder, Regarding};
 use crate::failure::{DELETED, READY, RESIZED, reason};
 use crate::logic_volume::{FINALIZER, LogicVolume};
 
@@ -276,7 +276,9 @@ impl Volumes {
             Err(error) => return Err(error.into()),
         }
         if let Some((good, reason, note)) = verdict.news(object, &status) {
-            let about = Regarding::volume_and_claim(object);
+            // Of a claim's volume csi-provisioner says that it was made.
+            let both = reason != CREATE_SUCCESS;
+            let about = if both { Regarding::volume_and_claim(object) } else { vec![Regarding::object(object)] };
             if good { self.events.normal(about, reason, note) } else { self.events.warning(about, reason, note) }
         }
         Ok(wait)

@@ -97,6 +97,11 @@ impl ApiServer {
         }
     }
 
+    /// A server that takes this long for each request.
+    pub fn with_latency(latency: Duration) -> Self {
+        Self { latency, ..Self::new() }
+    }
+
     /// The same server as somebody else sees it, whose requests are told from others'.
     pub fn as_user(&self, user: &'static str) -> Self {
         Self { user, ..self.clone() }

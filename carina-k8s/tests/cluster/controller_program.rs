@@ -13,10 +13,12 @@ use carina_csi::proto::{
     CapacityRange, ControllerExpandVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, GetCapacityRequest,
     ProbeRequest, Topology, VolumeCapability,
 };
+use carina_k8s::LogicVolume;
 use carina_k8s::controller::program;
 use carina_k8s::options::ControllerOptions;
 use clap::Parser;
-use serde_json::Value;
+use kube::api::PostParams;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tonic::Code;
 use tonic::transport::Endpoint;
@@ -24,8 +26,9 @@ use tonic::transport::Endpoint;
 use crate::agent_program::{Program, free_address, get, soon};
 use crate::api_server::ApiServer;
 use crate::manifests;
+use crate::orphans::{get as stored, lvs, object};
 use crate::server::Server;
-use crate::sim_node::Node;
+use crate::sim_node::until;
 
 const GIB: i64 = 1 << 30;
 
@@ -62,24 +65,42 @@ fn start(server: &impl Server, socket: &str, http: &str, metrics: &str) -> (ones
     (stop, ended)
 }
 
+/// The whole agent and the whole controller, with volumes and a class that declares nothing.
 #[tokio::test(start_paused = true)]
-async fn an_idle_controller_asks_for_nothing_but_watches_and_leases() {
+async fn an_idle_cluster_asks_for_nothing_but_watches_and_leases() {
     let server = ApiServer::new();
-    let _node = Node::started(&server, "n1").await;
+    let (as_node, as_controller) = (server.as_user("node"), server.as_user("controller"));
+    let agent = Program::start(&as_node);
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("csi.sock").display().to_string();
-    let controller = server.as_user("controller");
-    let (stop, ended) = start(&controller, &socket, &free_address(), &free_address());
-    tokio::time::sleep(Duration::from_secs(120)).await;
+    let (stop, ended) = start(&as_controller, &socket, &free_address(), &free_address());
+    let class = json!({"metadata": {"name": "carina"}, "provisioner": "carina.storage.io"});
+    server.put("storage.k8s.io/storageclasses", "carina", class);
+    until("the node is published", async || {
+        let nsr = server.object("carina.storage.io/nodestorageresources", "n1")?;
+        (nsr["status"]["groups"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
+    for i in 0..10 {
+        let name = format!("pvc-{i}");
+        lvs(&server).create(&PostParams::default(), &object(&name, "n1", 1)).await.unwrap();
+        until("it is made", async || stored(&server, &name).filter(LogicVolume::is_success)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(180)).await;
     assert!(server.object("configmaps", "kube-system/carina-node-storage").is_some());
     server.take_requests();
     tokio::time::sleep(Duration::from_secs(600)).await;
-    let asked = controller.asked();
-    assert!(asked.iter().any(|(_, _, resource)| resource == "leases"), "{asked:?}");
-    let beyond: Vec<_> = asked.iter().filter(|(verb, _, resource)| verb != "watch" && resource != "leases").collect();
+    let (node, controller) = (as_node.asked(), as_controller.asked());
+    assert!(controller.iter().any(|(_, _, resource)| resource == "leases"), "{controller:?}");
+    for watched in ["logicvolumes", "storageclasses", "nodes"] {
+        assert!(node.iter().any(|(verb, _, resource)| verb == "watch" && resource == watched), "{watched}: {node:?}");
+    }
+    let all = node.iter().chain(&controller);
+    let beyond: Vec<_> = all.filter(|(verb, _, resource)| verb != "watch" && resource != "leases").collect();
     assert!(beyond.is_empty(), "{beyond:?}");
     stop.send(()).unwrap();
     ended.await.unwrap().unwrap();
+    agent.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,6 +170,8 @@ pub async fn a_volume_lives(server: &impl Server, as_node: &impl Server, as_cont
     let (_, figures) = get(&metrics, "/metrics").await.unwrap();
     let sample = format!("carina_volume_volume_total_bytes{{volume=\"volume-pvc-1\",node=\"n1\"}} {}\n", 20 * GIB);
     assert!(figures.contains(&sample), "{figures}");
+    let none = "carina_volume_orphans{node=\"n1\",state=\"quarantined\"} 0\n";
+    assert!(figures.contains(none), "{figures}");
     let map =
         soon("the ConfigMap is written", async || server.object("configmaps", "kube-system/carina-node-storage").await)
             .await;

@@ -59,18 +59,18 @@ async fn the_life_of_a_volume_is_told_on_it_and_on_its_claim() {
     let made = api.create(&PostParams::default(), &object(10)).await.unwrap();
     let name = made.metadata.name.clone().unwrap();
     until_told(&server, &format!("default LogicVolume/{name} CreateVolumeSuccess: volume")).await;
-    until_told(&server, "db PersistentVolumeClaim/data CreateVolumeSuccess: volume").await;
+    let patch = async |patch| api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    patch(json!({"spec": {"size": "20Gi"}})).await;
+    until_told(&server, "db PersistentVolumeClaim/data ExpandVolumeSuccess: volume").await;
     let all = server.objects("events.k8s.io/events");
-    let event = all.iter().find(|event| event["regarding"]["kind"] == "PersistentVolumeClaim").unwrap();
+    let of_the_claim: Vec<_> = all.iter().filter(|e| e["regarding"]["kind"] == "PersistentVolumeClaim").collect();
+    assert_eq!(of_the_claim.len(), 1, "that its volume was made is csi-provisioner's to say: {of_the_claim:?}");
+    let event = of_the_claim[0];
     assert_eq!((&event["regarding"]["uid"], &event["type"]), (&json!(UID), &json!("Normal")));
     assert_eq!(event["reportingController"], "carina.storage.io/carina-node");
     for field in ["action", "eventTime", "reportingInstance"] {
         assert!(event[field].is_string(), "events.k8s.io/v1 requires {field}");
     }
-
-    let patch = async |patch| api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
-    patch(json!({"spec": {"size": "20Gi"}})).await;
-    until_told(&server, "db PersistentVolumeClaim/data ExpandVolumeSuccess: volume").await;
     patch(json!({"spec": {"size": "1000Gi"}})).await;
     let failed = until_told(&server, "db PersistentVolumeClaim/data ExpandVolumeFailed").await;
     assert!(failed.contains("1000 GiB"), "{failed}");
@@ -114,7 +114,7 @@ async fn what_happens_to_disks_groups_and_volumes_is_told_where_people_look() {
     let node = Node::started(&server, "n1").await;
     let api: Api<LogicVolume> = Api::all(server.client());
     let made = api.create(&PostParams::default(), &object(10)).await.unwrap();
-    until_told(&server, "db PersistentVolumeClaim/data CreateVolumeSuccess").await;
+    until_told(&server, "CreateVolumeSuccess").await;
     let engine = node.engine();
     let now = std::time::SystemTime::UNIX_EPOCH;
     let id: VolumeId = format!("volume-pvc-{UID}").parse().unwrap();

@@ -13,7 +13,9 @@ use carina_k8s::event::Recorder;
 use carina_k8s::logic_volume::{BOUND, DELETE_STORAGE, FINALIZER};
 use carina_k8s::node_storage::{CONFIRM_ORPHANS, NodeStorageResource, OrphanState};
 use http::Method;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -370,4 +372,46 @@ async fn a_cluster_where_all_is_well_is_asked_for_nothing_but_watches() {
     let beyond: Vec<String> = server.take_requests().into_iter().filter(|r| !r.ends_with("?watch")).collect();
     assert_eq!(beyond, Vec::<String>::new());
     assert!(get(&server, "pvc-1").unwrap().metadata.finalizers.unwrap().contains(&FINALIZER.to_owned()));
+}
+
+/// A namespace takes its claims along, and the PersistentVolumes are released. Storage goes only when
+/// csi-provisioner asks for it, which it does by the reclaim policy; not because objects went.
+#[tokio::test(start_paused = true)]
+async fn a_deleted_namespace_loses_no_volume_by_itself() {
+    let server = ApiServer::new();
+    let node = one_node(&server).await;
+    let _leader = Leader::start(&server).await;
+    for name in ["pvc-1", "pvc-2"] {
+        bound(&server, name, "n1").await;
+    }
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(server.client(), "db");
+    for (name, policy) in [("pvc-1", "Delete"), ("pvc-2", "Retain")] {
+        claims.delete(&format!("claim-{name}"), &DeleteParams::default()).await.unwrap();
+        let mut released = persistent(name, "n1", 10);
+        released["spec"]["persistentVolumeReclaimPolicy"] = json!(policy);
+        released["status"]["phase"] = json!("Released");
+        server.put("persistentvolumes", name, released);
+    }
+    // Carina's own namespace as well, with all that it keeps there.
+    let maps: Api<ConfigMap> = Api::namespaced(server.client(), "kube-system");
+    for map in maps.list(&ListParams::default()).await.unwrap() {
+        maps.delete(&map.name_any(), &DeleteParams::default()).await.unwrap();
+    }
+    tokio::time::sleep(24 * HOUR).await;
+    for name in ["pvc-1", "pvc-2"] {
+        let object = get(&server, name).unwrap();
+        assert_eq!(object.metadata.deletion_timestamp, None, "{name}");
+        assert!(!object.may_delete_storage(), "{name}");
+    }
+    assert_eq!(node.volumes().await.len(), 2);
+    // The released PersistentVolumes are taken away as well: one was to be retained and stays, the other waits
+    // out its quarantine.
+    for name in ["pvc-1", "pvc-2"] {
+        delete_pv(&server, name).await;
+    }
+    tokio::time::sleep(HOUR).await;
+    assert_eq!(node.volumes().await.len(), 2);
+    tokio::time::sleep(2 * HOUR).await;
+    assert_eq!(node.volumes().await, [("volume-pvc-2".to_owned(), Bytes::gib(10))]);
+    assert!(get(&server, "pvc-2").is_some());
 }
