@@ -560,9 +560,14 @@ impl VolumeService for Engine {
 
     async fn detach(&self, id: &VolumeId) -> Result<()> {
         match self.inner.locate(id).await? {
-            Some((backend, _)) => backend.detach(id).await,
-            None => Ok(()),
+            Some((backend, _)) => backend.detach(id).await?,
+            None => return Ok(()),
         }
+        // Nobody has it open any more, which may be what its recovery waited for.
+        if self.standing().iter().any(|event| event.subject == Subject::from(id)) {
+            self.check_health();
+        }
+        Ok(())
     }
 
     fn tell(&self, event: Event) {

@@ -30,6 +30,8 @@ pub struct Monitor {
     errors: Errors,
     /// What a person has to do before a group is whole again.
     for_a_person: BTreeMap<GroupName, Vec<String>>,
+    /// Whether the next look is for what came of this one.
+    looks_again: bool,
 }
 
 /// A disk of a group.
@@ -51,7 +53,14 @@ impl Monitor {
     /// A monitor of what the engine's backends see.
     #[must_use]
     pub fn new(engine: Engine) -> Self {
-        Self { engine, members: BTreeMap::new(), host: None, errors: Errors::default(), for_a_person: BTreeMap::new() }
+        Self {
+            engine,
+            members: BTreeMap::new(),
+            host: None,
+            errors: Errors::default(),
+            for_a_person: BTreeMap::new(),
+            looks_again: false,
+        }
     }
 
     /// The same with what this machine says of its disks: the kernel's log and counters, and SMART where
@@ -85,12 +94,22 @@ impl Monitor {
         seen.extend(self.members.values().filter(|member| member.gone).map(|member| gone(member, now)));
         seen.extend(members.iter().filter(|disk| disk.read_only).map(|disk| read_only(disk, now)));
         seen.extend(self.ask_host(&members, now).await);
-        self.bring_up(&seen, &returned, now).await;
-        for (group, lines) in &self.for_a_person {
-            seen.extend(lines.iter().map(|line| Event::new(group, Reason::GroupDegraded, line.clone(), now)));
+        // What is wrong is told before what is done about it.
+        self.tell(&seen, now);
+        let tried = self.bring_up(&seen, &returned, now).await;
+        self.tell(&seen, now);
+        // What came of it is looked at right away, once: what cannot be brought up is tried at each look.
+        self.looks_again = tried && !self.looks_again;
+        if self.looks_again {
+            self.engine.check_health();
         }
-        self.engine.stand(WATCHER, now, seen);
         Ok(())
+    }
+
+    fn tell(&self, seen: &[Event], now: SystemTime) {
+        let lines = self.for_a_person.iter().flat_map(|(group, lines)| lines.iter().map(move |line| (group, line)));
+        let lines = lines.map(|(group, line)| Event::new(group, Reason::GroupDegraded, line.clone(), now));
+        self.engine.stand(WATCHER, now, seen.iter().cloned().chain(lines).collect());
     }
 
     /// Which disks of groups have gone since the last look, and the groups of those that are back.
@@ -143,8 +162,9 @@ impl Monitor {
         seen
     }
 
-    /// Has the backends bring up what a disk that was away took down, where no disk of the group is missing.
-    async fn bring_up(&mut self, seen: &[Event], returned: &[GroupName], now: SystemTime) {
+    /// Has the backends bring up what is down, where no disk of the group is missing. Whether there was
+    /// anything to try.
+    async fn bring_up(&mut self, seen: &[Event], returned: &[GroupName], now: SystemTime) -> bool {
         let lacks_a_disk = |group: &GroupName| {
             let of_group = Subject::from(group);
             seen.iter().any(|event| {
@@ -157,11 +177,13 @@ impl Monitor {
         }
         candidates.sort();
         candidates.dedup();
+        let mut tried = false;
         self.for_a_person.retain(|group, _| candidates.contains(group));
         for group in candidates {
             if lacks_a_disk(&group) {
                 continue;
             }
+            tried = true;
             match self.engine.revive(&group).await {
                 Ok(done) => {
                     for line in done.mended {
@@ -172,6 +194,7 @@ impl Monitor {
                 Err(error) => drop(self.for_a_person.insert(group, vec![error.to_string()])),
             }
         }
+        tried
     }
 }
 

@@ -293,11 +293,13 @@ impl Scope<'_> {
         let udev = if self.dialect.udev { "" } else { " udev_sync=0 udev_rules=0 verify_udev_operations=0" };
         // No lvmpolld: a move that is gone on with is Carina's to end.
         let lvmetad = if self.dialect.devices_option { "" } else { " use_lvmetad=0" };
+        // A pool that stopped is marked, and writable only once the mark is off: some LVMs leave that out.
+        let check = " thin_check_options=[\"-q\",\"--clear-needs-check-flag\"]";
         // No monitoring: a 1:1 pool never runs out, and dmeventd would outlive the agent. No backup
         // files: the container's /etc isn't the host's, and each disk holds the last states itself.
         format!(
             "devices{{filter=[{filter}] global_filter=[{filter}] scan_lvs=0 obtain_device_list_from_udev=0 issue_discards=0}} \
-             activation{{monitoring=0 thin_pool_autoextend_threshold=100{udev}}} backup{{backup=0 archive=0}} global{{use_lvmpolld=0{lvmetad}}}"
+             activation{{monitoring=0 thin_pool_autoextend_threshold=100{udev}}} backup{{backup=0 archive=0}} global{{use_lvmpolld=0{check}{lvmetad}}}"
         )
     }
 

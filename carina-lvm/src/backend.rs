@@ -15,11 +15,13 @@ use carina_core::{
 use tokio::sync::OnceCell;
 
 use crate::argv::{self, Dialect};
+use crate::changes::Changes;
 use crate::figures;
 use crate::groups::{Group, Groups, Picture};
 use crate::layout::OurVolume;
 use crate::members::blocking;
 use crate::release;
+use crate::revive::Refusals;
 use crate::tags;
 use crate::wipe::Wipes;
 
@@ -54,6 +56,8 @@ pub struct LvmBackend {
     sysfs: Sysfs,
     dialect: Arc<OnceCell<Dialect>>,
     wipes: Arc<Wipes>,
+    refusals: Refusals,
+    changes: Changes,
 }
 
 impl LvmBackend {
@@ -70,7 +74,9 @@ impl LvmBackend {
         }
         let groups = Arc::new(Groups::new(Arc::clone(&runner)));
         let config = Arc::new(RwLock::new(config));
-        Ok(Self { runner, groups, config, sysfs: Sysfs::host(), dialect: Arc::default(), wipes: Arc::default() })
+        let (dialect, wipes, refusals) = (Arc::default(), Arc::default(), Refusals::default());
+        let (sysfs, changes) = (Sysfs::host(), Changes::default());
+        Ok(Self { runner, groups, config, sysfs, dialect, wipes, refusals, changes })
     }
 
     pub(crate) fn runner(&self) -> &dyn CommandRunner {
@@ -83,6 +89,14 @@ impl LvmBackend {
 
     pub(crate) fn wipes(&self) -> &Wipes {
         &self.wipes
+    }
+
+    pub(crate) const fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    pub(crate) const fn changes(&self) -> &Changes {
+        &self.changes
     }
 
     pub(crate) fn minimum_disk(&self) -> Bytes {
@@ -136,7 +150,7 @@ impl LvmBackend {
             Ok(kernel) => kernel,
             Err(error) => Err(error.to_string()),
         };
-        let health = figures::group_health(group, self.runner.stuck(name.as_str()), &kernel);
+        let health = figures::group_health(group, self.runner.stuck(name.as_str()), Some(&kernel));
         Ok(figures::device_group(name, group, self.config().reserve, health))
     }
 
@@ -199,8 +213,14 @@ impl VolumeBackend for LvmBackend {
 
     async fn groups(&self) -> Result<Vec<DeviceGroup>> {
         let mut groups = Vec::new();
+        let before = self.changes.now();
         for (name, group) in self.picture().await?.ours {
-            groups.push(self.device_group(&name, &group).await?);
+            let mut figures = self.device_group(&name, &group).await?;
+            if figures.health.is_failed() && !self.changes.none_since(&before, &name) {
+                // Half made is what a create at work makes it look; it wouldn't work in a group that failed.
+                figures.health = figures::group_health(&group, self.runner.stuck(name.as_str()), None);
+            }
+            groups.push(figures);
         }
         Ok(groups)
     }

@@ -191,6 +191,8 @@ pub struct PoolStatus {
     pub data: Option<(u64, u64)>,
     /// What is wrong with it, if anything.
     pub trouble: Option<Trouble>,
+    /// Its own words.
+    pub line: String,
 }
 
 /// What is wrong with a pool.
@@ -213,7 +215,7 @@ pub fn pool_status(device: &Device) -> Option<PoolStatus> {
     } else if words.contains(&"out_of_data_space") {
         told(Reason::PoolOutOfSpace, "its pool is out of space")
     } else if words.contains(&"needs_check") {
-        told(Reason::PoolReadOnly, "its pool's metadata needs a check")
+        told(Reason::PoolReadOnly, "its pool refuses writes, for a write of its metadata failed and it needs a check")
     } else if words.contains(&"ro") {
         told(Reason::PoolReadOnly, "its pool is read-only")
     } else {
@@ -223,7 +225,8 @@ pub fn pool_status(device: &Device) -> Option<PoolStatus> {
         let (used, all) = word?.split_once('/')?;
         Some((used.parse().ok()?, all.parse().ok()?))
     };
-    Some(PoolStatus { transaction, metadata: share(words.get(1)), data: share(words.get(2)), trouble })
+    let (metadata, data, line) = (share(words.get(1)), share(words.get(2)), line.trim().to_owned());
+    Some(PoolStatus { transaction, metadata, data, trouble, line })
 }
 
 /// The bytes that a thin volume has mapped; `Err` with its state if it failed.
@@ -252,11 +255,12 @@ mod tests {
         let line = "14 113/1024 0/16384 - rw discard_passdown queue_if_no_space - 256 ";
         let status = pool_status(&device("thin-pool", line)).unwrap();
         let (metadata, data) = (Some((113, 1024)), Some((0, 16384)));
-        assert_eq!(status, PoolStatus { transaction: Some(14), metadata, data, trouble: None });
+        let line = line.trim().to_owned();
+        assert_eq!(status, PoolStatus { transaction: Some(14), metadata, data, trouble: None, line });
         for (line, word) in [
             ("Fail", "failed"),
             ("1 1/2 3/4 - out_of_data_space discard_passdown error_if_no_space - 256", "out of space"),
-            ("1 1/2 3/4 - ro discard_passdown queue_if_no_space needs_check 256", "check"),
+            ("1 1/2 3/4 - ro discard_passdown queue_if_no_space needs_check 256", "needs a check"),
             ("1 1/2 3/4 - ro discard_passdown queue_if_no_space - 256", "read-only"),
         ] {
             let trouble = pool_status(&device("thin-pool", line)).unwrap().trouble.unwrap();

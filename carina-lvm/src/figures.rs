@@ -10,6 +10,7 @@ use crate::groups::Group;
 use crate::layout::OurVolume;
 use crate::names;
 use crate::recover::{Finding, findings};
+use crate::revive;
 use crate::tags;
 use crate::text::{DiskText, Text};
 
@@ -69,16 +70,23 @@ fn volumes_left((used, limit): (Bytes, Bytes)) -> u64 {
     usable.saturating_sub(used).get() / VOLUME_METADATA
 }
 
-/// A group's health: what its disks say, a command that is stuck on it, and what recovery leaves to a
-/// person.
-pub fn group_health(group: &Group, stuck: Option<String>, kernel: &Result<BTreeMap<String, u64>, String>) -> Health {
+/// A group's health: what its disks say, a command that is stuck on it, and (where its pools' counts are
+/// given) what recovery leaves to a person.
+pub fn group_health(
+    group: &Group,
+    stuck: Option<String>,
+    kernel: Option<&Result<BTreeMap<String, u64>, String>>,
+) -> Health {
     let mut problems: Vec<String> = stuck.into_iter().chain(group.problems.iter().map(ToString::to_string)).collect();
     match kernel {
-        Ok(kernel) => problems.extend(findings(&group.text, kernel).into_iter().filter_map(|finding| match finding {
-            Finding::Person { words } => Some(words),
-            _ => None,
-        })),
-        Err(problem) => problems.push(problem.clone()),
+        None => {}
+        Some(Ok(kernel)) => {
+            problems.extend(findings(&group.text, kernel).into_iter().filter_map(|finding| match finding {
+                Finding::Person { words } => Some(words),
+                _ => None,
+            }));
+        }
+        Some(Err(problem)) => problems.push(problem.clone()),
     }
     if problems.is_empty() { Health::Ok } else { Health::Failed { evidence: problems.join("; ") } }
 }
@@ -152,6 +160,9 @@ pub fn volume(name: &GroupName, group: &Group, ours: &OurVolume) -> Option<Volum
             }
             if device.read_only {
                 volume.health = failed("its device is read-only".to_owned());
+            }
+            if let Some(down) = revive::of(group, ours) {
+                volume.health = Health::Failed { evidence: down.advice(ours) };
             }
         }
         Ok((_, None)) => {

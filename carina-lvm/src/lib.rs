@@ -15,6 +15,7 @@
 mod adopt;
 mod argv;
 mod backend;
+mod changes;
 mod claim;
 mod config_text;
 mod dm;
@@ -31,8 +32,8 @@ mod names;
 mod recover;
 mod release;
 mod report;
+mod revive;
 mod sights;
-mod stale;
 mod tags;
 mod text;
 mod volumes;

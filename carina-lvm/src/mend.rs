@@ -9,6 +9,7 @@ use crate::argv;
 use crate::backend::LvmBackend;
 use crate::figures;
 use crate::groups::{Group, list};
+use crate::layout::OurVolume;
 use crate::members::blocking;
 use crate::names;
 use crate::recover::{Finding, Mend, findings};
@@ -69,9 +70,14 @@ impl LvmBackend {
             group = self.group(name).await?;
         }
         let inactive = self.inactive(&group).await?;
-        if !inactive.is_empty() {
+        if group.problems.is_empty() {
+            for ours in &inactive {
+                recovery.for_a_person.extend(self.insist(&group, ours).await?.map(|words| format!("{name}: {words}")));
+            }
+        } else if !inactive.is_empty() {
             let complaint = complaint.unwrap_or_else(|| "LVM gave no reason".to_owned());
-            recovery.for_a_person.push(format!("{name}: {} could not be activated: {complaint}", inactive.join(", ")));
+            let ids: Vec<&str> = inactive.iter().map(|ours| ours.id.as_str()).collect();
+            recovery.for_a_person.push(format!("{name}: {} could not be activated: {complaint}", ids.join(", ")));
         }
         let kernel = self.kernel(&group).await?.map_err(Error::Precondition)?;
         recovery.for_a_person.extend(findings(&group.text, &kernel).into_iter().filter_map(|finding| match finding {
@@ -107,20 +113,25 @@ impl LvmBackend {
         Ok((!output.success()).then(|| output.failure(what, &command, false).to_string()))
     }
 
-    /// The volumes and pools of ours that have no device.
-    pub(crate) async fn inactive(&self, group: &Group) -> Result<Vec<String>> {
-        let kernel = self.kernel(group).await?.map_err(Error::Precondition)?;
-        let ours = group.layout().our_volumes();
-        let pools = ours.values().filter_map(|v| v.pool.as_ref()).filter(|pool| pool.figures.is_some());
-        let mut inactive: Vec<String> =
-            pools.filter(|pool| !kernel.contains_key(&pool.name)).map(|pool| pool.name.clone()).collect();
-        for volume in ours.values().filter(|v| v.size.is_some()) {
-            let name = names::dm_name(&group.layout().name, volume.id.as_str());
-            if figures::ask(&name).map_err(Error::Precondition)?.is_none() {
-                inactive.push(volume.id.to_string());
+    /// The volumes of ours that have no device, or whose pool has none.
+    async fn inactive(&self, group: &Group) -> Result<Vec<OurVolume>> {
+        let group = group.clone();
+        let inactive = blocking(move || {
+            let vg = &group.layout().name;
+            let mut inactive = Vec::new();
+            for ours in group.layout().our_volumes().into_values() {
+                let no_pool = match ours.pool.as_ref().filter(|pool| pool.figures.is_some()) {
+                    Some(pool) => figures::pool_status(vg, &pool.name)?.is_none(),
+                    None => false,
+                };
+                let no_volume = ours.size.is_some() && figures::ask(&names::dm_name(vg, ours.id.as_str()))?.is_none();
+                if no_pool || no_volume {
+                    inactive.push(ours);
+                }
             }
-        }
-        Ok(inactive)
+            Ok::<_, String>(inactive)
+        });
+        inactive.await?.map_err(Error::Precondition)
     }
 
     /// The count of changes that each active pool has by itself.

@@ -10,8 +10,9 @@ use crate::figures;
 use crate::groups::Group;
 use crate::layout::{Kind, OurVolume, OwnPool};
 use crate::members::blocking;
+use crate::names;
 use crate::recover::{Finding, findings};
-use crate::stale;
+use crate::revive::{self, Refusals};
 
 /// A pool's data or metadata is nearly full from so many percent on; a group's bookkeeping too.
 const NEARLY_FULL: u64 = 80;
@@ -19,17 +20,23 @@ const NEARLY_FULL: u64 = 80;
 impl LvmBackend {
     pub(crate) async fn look(&self, now: SystemTime) -> Result<Vec<Event>> {
         let mut seen = Vec::new();
+        let before = self.changes().now();
         for (name, group) in self.picture().await?.ours {
             let stuck = self.runner().stuck(name.as_str());
             seen.extend(stuck.map(|words| Event::new(&name, Reason::GroupStuck, words, now)));
-            seen.extend(blocking(move || of_group(&name, &group, now)).await?);
+            let refusals = self.refusals().clone();
+            let of_it = name.clone();
+            let told = blocking(move || of_group(&of_it, &group, &refusals, now)).await?;
+            // What looks half made while a create is at work is none of it.
+            let settled = self.changes().none_since(&before, &name);
+            seen.extend(told.into_iter().filter(|event| settled || event.reason != Reason::GroupFailed));
         }
         seen.extend(self.zeroing().await?.iter().filter_map(|work| work.sight(now)));
         Ok(seen)
     }
 }
 
-fn of_group(name: &GroupName, group: &Group, now: SystemTime) -> Vec<Event> {
+fn of_group(name: &GroupName, group: &Group, refusals: &Refusals, now: SystemTime) -> Vec<Event> {
     let tell = |reason, words: String| Event::new(name, reason, words, now);
     let mut seen: Vec<Event> = group.problems.iter().map(|p| tell(p.reason, p.words.clone())).collect();
     match figures::pool_counts(group) {
@@ -50,32 +57,39 @@ fn of_group(name: &GroupName, group: &Group, now: SystemTime) -> Vec<Event> {
         seen.push(tell(Reason::GroupMetadataFilling, words.to_owned()).with_evidence(evidence));
     }
     for volume in group.layout().our_volumes().into_values() {
-        seen.extend(of_volume(name, group, &volume, now));
+        seen.extend(of_volume(name, group, &volume, refusals, now));
     }
     seen
 }
 
-fn of_volume(name: &GroupName, group: &Group, ours: &OurVolume, now: SystemTime) -> Vec<Event> {
+fn of_volume(name: &GroupName, group: &Group, ours: &OurVolume, refusals: &Refusals, now: SystemTime) -> Vec<Event> {
     let tell = |reason, words: String| Event::new(&ours.id, reason, words, now);
-    if let Some(stale) = stale::of(group, ours) {
-        return vec![tell(Reason::VolumeFailed, stale.advice(ours))];
+    // One that its pool has yet to make is being made, or a half state, which is told of the group.
+    if group.text.pending.get(ours.carrier()).is_some_and(|pending| pending.contains(ours.id.as_str())) {
+        return Vec::new();
+    }
+    let vg = &group.layout().name;
+    let status = ours.pool.as_ref().map(|pool| (pool, figures::pool_status(vg, &pool.name)));
+    let line = match &status {
+        Some((_, Ok(Some(status)))) => Some(format!("its pool says \"{}\"", status.line)),
+        _ => None,
+    };
+    let down = revive::of(group, ours);
+    if matches!(figures::ask(&names::dm_name(vg, ours.id.as_str())), Ok(Some(_))) {
+        refusals.is_up(&ours.id, down.is_none());
+    }
+    let advice = down.map(|down| (down.cause.reason(), down.advice(ours)));
+    let advice = refusals.of(&ours.id).map(|words| (Reason::VolumeFailed, words)).or(advice);
+    if let Some((reason, words)) = advice {
+        return vec![Event { evidence: line, ..tell(reason, words) }];
     }
     let mut seen = Vec::new();
-    let status = ours.pool.as_ref().map(|pool| (pool, figures::pool_status(&group.layout().name, &pool.name)));
     if let Some((OwnPool { name: pool, .. }, Ok(Some(status)))) = &status {
-        if let Some(trouble) = &status.trouble {
-            let words = match trouble.reason {
-                Reason::PoolOutOfSpace => {
-                    format!(
-                        "its pool is out of space, and writes wait or fail: lvextend {name}/{pool}, or delete snapshots"
-                    )
-                }
-                _ => format!(
-                    "{}: unmount it and stop its pod, then `lvchange -an {name}/{pool}` and `lvconvert --repair \
-                     {name}/{pool}`; see `lvs -a {name}` and `dmesg`",
-                    trouble.words
-                ),
-            };
+        // What stopped it otherwise is told above.
+        if let Some(trouble) = status.trouble.as_ref().filter(|trouble| trouble.reason == Reason::PoolOutOfSpace) {
+            let words = format!(
+                "its pool is out of space, and writes wait or fail: lvextend {name}/{pool}, or delete snapshots"
+            );
             seen.push(tell(trouble.reason, words));
         }
         seen.extend(

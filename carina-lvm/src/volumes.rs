@@ -133,7 +133,9 @@ impl LvmBackend {
         let tags = record.to_tags(&id);
         let new = argv::NewVolume { id: &id, pool: &pool, size, chunk: shape.chunk, metadata, tags: &tags };
         let command = argv::create(&group.scope(self.dialect().await?), &new);
+        let change = self.changes().begin(name);
         let output = self.runner().run(&command).await?;
+        drop(change);
         if !output.success() {
             let error = failure(&what, &command, &output, name, size);
             self.undo(name, &id).await;
