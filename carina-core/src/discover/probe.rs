@@ -116,9 +116,9 @@ fn at_sight(head: &[u8]) -> Option<&'static str> {
     const SECTORS: [usize; 2] = [512, 4096];
     let at = |offset: usize, bytes: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(bytes));
     // LVM2 lib/label/label.h: in one of the first four sectors, with its own number and its type.
-    let is_label = |n: u64| {
-        let start = n as usize * 512;
-        at(start, b"LABELONE") && at(start + 8, &n.to_le_bytes()) && at(start + 24, b"LVM2 001")
+    let is_label = |n: u8| {
+        let start = usize::from(n) * 512;
+        at(start, b"LABELONE") && at(start + 8, &u64::from(n).to_le_bytes()) && at(start + 24, b"LVM2 001")
     };
     if (0..4).any(is_label) {
         return Some("LVM2_member");
