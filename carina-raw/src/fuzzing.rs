@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(Copies::read(&disk).unwrap().agreed(), Ok(table));
     }
 
-    /// How many damaged seeds are tried: a few here, and 100,000 in `cargo xtask soak`.
+    /// How many damaged seeds are tried: a few here, and 10,000 in `cargo xtask soak`.
     fn cases() -> u32 {
         std::env::var("CARINA_CASES").map_or(50, |cases| cases.parse().unwrap())
     }

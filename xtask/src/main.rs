@@ -9,6 +9,7 @@ mod disk;
 mod error;
 mod extender_load;
 mod image;
+mod io;
 mod machine;
 mod memory;
 mod packages;
@@ -50,6 +51,8 @@ enum Chore {
     Crds,
     /// Measure the size of the carina program and what a server at rest keeps in memory.
     Memory(memory::Memory),
+    /// Measure how quick volumes are beside the bare disk under them.
+    Io(io::Io),
     /// Measure how quickly the scheduler's extender answers for 5,000 nodes.
     ExtenderLoad,
     /// Play the race of 1,000 pods for 1,000 places, with the scheduler's reservations and without.
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Chore::Soak(soak) => soak.run(),
         Chore::Crds => crds::run(),
         Chore::Memory(memory) => memory.run(),
+        Chore::Io(io) => io.run(),
         Chore::ExtenderLoad => extender_load::load(),
         Chore::Race => extender_load::race(),
         Chore::Ci => ci::run(),

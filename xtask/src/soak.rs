@@ -57,7 +57,7 @@ pub struct Soak {
     #[arg(long, default_value_t = 3_000_000)]
     placements: u64,
     /// How many damaged partition tables and records a raw disk is read with.
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, default_value_t = 10_000)]
     tables: u64,
     /// How many volumes live on simulated nodes in a cluster whose agents and controllers die at random.
     #[arg(long, default_value_t = 1000)]
