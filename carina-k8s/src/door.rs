@@ -1,8 +1,10 @@
 //! A door to the network: HTTP/1.1, with TLS where there is a certificate, where a client that is slow or
 //! greedy gets its share and holds up nobody else.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -28,6 +30,8 @@ use tokio_rustls::rustls::sign::CertifiedKey;
 
 /// How many connections are open at once; more wait.
 const CONNECTIONS: usize = 512;
+/// How many of them one address may have; more are closed at once, so that nobody has them all.
+const SHARE: usize = 128;
 /// How long a client may take for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a client may take from one answer to the head of its next request. Go's clients drop idle
@@ -67,23 +71,28 @@ pub async fn serve(listener: TcpListener, router: Router, certificate: Option<Ce
         }
     };
     let open = Arc::new(Semaphore::new(CONNECTIONS));
+    let shares = Shares::default();
     let mut connections = JoinSet::new();
     loop {
         let Ok(turn) = Arc::clone(&open).acquire_owned().await else { return };
         while connections.try_join_next().is_some() {}
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!("a connection could not be taken: {error}");
                 tokio::time::sleep(AFTER_ERROR).await;
                 continue;
             }
         };
+        let Some(share) = shares.take(peer.ip()) else {
+            tracing::debug!("a connection of {peer} is closed: it has {SHARE} already");
+            continue;
+        };
         // An answer is one small packet.
         let _ = stream.set_nodelay(true);
         let (tls, router) = (tls.clone(), router.clone());
         connections.spawn(async move {
-            let _turn = turn;
+            let _turn = (turn, share);
             let done = match tls {
                 None => connection(stream, router).await,
                 Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
@@ -96,6 +105,41 @@ pub async fn serve(listener: TcpListener, router: Router, certificate: Option<Ce
                 tracing::debug!("a connection ended: {error}");
             }
         });
+    }
+}
+
+/// How many connections each address has.
+#[derive(Clone, Default)]
+struct Shares(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One of an address's connections, while it lives.
+struct Share(Shares, IpAddr);
+
+impl Shares {
+    fn take(&self, address: IpAddr) -> Option<Share> {
+        let mut shares = self.lock();
+        let has = shares.entry(address).or_default();
+        if *has >= SHARE {
+            return None;
+        }
+        *has += 1;
+        Some(Share(self.clone(), address))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut shares = self.0.lock();
+        if let Some(has) = shares.get_mut(&self.1) {
+            *has -= 1;
+            if *has == 0 {
+                shares.remove(&self.1);
+            }
+        }
     }
 }
 

@@ -169,7 +169,36 @@ impl Service for RegistrationService {
 
 #[cfg(test)]
 mod tests {
+    use carina_core::{Bytes, DeviceGroup, Health, Medium, VolumeType};
+
     use super::*;
+
+    #[test]
+    fn the_ceiling_of_a_node_is_that_of_its_groups_of_both_kinds_together() {
+        let group = |name: &str, volume_type, volumes, volumes_left| DeviceGroup {
+            name: name.parse().unwrap(),
+            volume_type,
+            medium: Medium::Ssd,
+            size: Bytes::gib(100),
+            free: Bytes::gib(100),
+            volumes_size: Bytes::ZERO,
+            volumes,
+            volumes_left,
+            extent: Bytes::mib(4),
+            metadata_spare: Bytes::ZERO,
+            reserve: Bytes::ZERO,
+            disks: Vec::new(),
+            raw_disks: Vec::new(),
+            health: Health::Ok,
+        };
+        let lvm = group("carina-vg-ssd", VolumeType::Lvm, 3, 19_000);
+        let shared = group("raw-ssd", VolumeType::Raw, 2, 126);
+        // Its disks are handed out whole.
+        let full = group("raw-hdd", VolumeType::Raw, 4, 0);
+        let status = NodeStorageStatus::of(&[], &[lvm, shared, full], &[]);
+        assert_eq!(ceiling(&status), 3 + 19_000 + 2 + 126 + 4);
+        assert_eq!(ceiling(&NodeStorageStatus::default()), 0);
+    }
 
     #[test]
     fn a_ceiling_that_hardly_moved_is_not_told() {
