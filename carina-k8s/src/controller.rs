@@ -11,7 +11,7 @@ mod upkeep;
 pub mod webhook;
 
 pub use allocator::Allocator;
-pub use election::Candidate;
+pub use election::{Before, Candidate};
 pub use mirror::{Change, Mirror, key};
 pub use service::ClusterVolumes;
 pub use upkeep::Upkeep;

@@ -1,14 +1,13 @@
 //! The whole table for a request: every node, whether it would do, and why.
 
-use carina_core::{Bytes, GroupName, Strategy, VolumeName, VolumeType};
+use carina_core::{Bytes, GroupName, Strategy, VolumeName};
 use serde::Serialize;
 
-use crate::packing::RawClaim;
 use crate::place::Placed;
-use crate::reason::{NoRoom, Reason};
-use crate::request::{Claim, PodId, PodRequest, RequestError};
+use crate::reason::Reason;
+use crate::request::{PodRequest, RequestError};
 use crate::score::{Score, Scorer};
-use crate::view::{ClusterView, Group, Node};
+use crate::view::{ClusterView, Node};
 
 /// One node of the table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -107,119 +106,5 @@ impl ClusterView {
         let footprint = size.saturating_add(metadata).saturating_add(largest.saturating_sub(Bytes(group.row.spare)));
         let left = Bytes(group.row.promise).saturating_sub(size).min(Bytes(group.row.room).saturating_sub(footprint));
         Some((own.volume.clone(), own.group.clone(), left))
-    }
-
-    /// Why a request cannot go to a node where it doesn't fit.
-    pub(crate) fn why_not(&self, request: &PodRequest, node: &Node) -> Reason {
-        if let Ok(Some(to)) = request.pinned()
-            && to != node.name.as_ref()
-        {
-            return Reason::Pinned { to: to.to_owned() };
-        }
-        if !request.topology.allows(&node.labels) {
-            return Reason::Topology { asked: request.topology.to_string() };
-        }
-        if !node.ready {
-            return Reason::NotReady;
-        }
-        let may = |claim: &Claim, group: &Group| group.figures.matches(claim.volume_type, &claim.group);
-        for claim in &request.claims {
-            let groups: Vec<&Group> = node.groups.iter().filter(|group| may(claim, group)).collect();
-            let Some(first) = groups.first() else {
-                return Reason::NoGroup {
-                    asked: format!("{} for {} volumes", claim.group, claim.volume_type),
-                    has: node.groups.iter().map(|group| group.figures.name.clone()).collect(),
-                };
-            };
-            if let Some(evidence) = first.refuses()
-                && groups.iter().all(|group| group.refuses().is_some())
-            {
-                return Reason::Unhealthy { group: first.figures.name.clone(), evidence: evidence.to_owned() };
-            }
-        }
-        // Groups that some claims have to themselves, and then claims that fit nowhere even alone.
-        let choices = |claim: &Claim| node.groups.iter().filter(|group| may(claim, group)).count();
-        for group in &node.groups {
-            let must: Vec<&Claim> = request.claims.iter().filter(|c| may(c, group) && choices(c) == 1).collect();
-            if let Some(reason) = self.group_lacks(node, group, &must) {
-                return reason;
-            }
-        }
-        for claim in &request.claims {
-            let mut groups: Vec<&Group> = node.groups.iter().filter(|group| may(claim, group)).collect();
-            groups.sort_by_key(|group| std::cmp::Reverse(group.row.available()));
-            let mut reasons = groups.iter().map(|group| self.group_lacks(node, group, &[claim]));
-            if let Some(Some(reason)) = reasons.next()
-                && reasons.all(|reason| reason.is_some())
-            {
-                return reason;
-            }
-        }
-        let possible = |group: &&Group| request.claims.iter().any(|claim| may(claim, group));
-        let mut held_by: Vec<PodId> = Vec::new();
-        for group in node.groups.iter().filter(possible) {
-            held_by.extend(self.holders(node, group).1);
-        }
-        held_by.sort();
-        held_by.dedup();
-        Reason::Together {
-            claims: request.claims.len(),
-            asked: request.claims.iter().map(|claim| claim.size).sum(),
-            left: node.groups.iter().filter(possible).map(|group| Bytes(group.row.available())).sum(),
-            held_by,
-        }
-    }
-
-    /// What a group lacks for these claims alone.
-    fn group_lacks(&self, node: &Node, group: &Group, claims: &[&Claim]) -> Option<Reason> {
-        if claims.is_empty() {
-            return None;
-        }
-        let name = || group.figures.name.clone();
-        if let Some(evidence) = group.refuses() {
-            return Some(Reason::Unhealthy { group: name(), evidence: evidence.to_owned() });
-        }
-        let asked = u32::try_from(claims.len()).unwrap_or(u32::MAX);
-        if asked > group.row.slots {
-            return Some(Reason::Full { group: name(), asked, left: group.row.slots });
-        }
-        if group.figures.volume_type == VolumeType::Raw {
-            let raw: Option<Vec<RawClaim>> = claims.iter().map(|c| RawClaim::new(c.size, c.exclusive)).collect();
-            let fits = raw.and_then(|raw| crate::packing::Packer::default().pack(&group.free, &raw));
-            return fits.is_none().then(|| Reason::NoDisk {
-                group: name(),
-                asked: claims.iter().map(|claim| claim.size).sum(),
-                exclusive: claims.iter().any(|claim| claim.exclusive),
-                largest: group.free.iter().flat_map(|disk| &disk.gaps).map(|gap| gap.size).max().unwrap_or_default(),
-                left: Bytes(group.row.room),
-            });
-        }
-        let mut need = crate::compiled::Need::default();
-        claims.iter().for_each(|claim| need.add(crate::compiled::cost(claim, group.figures.extent)));
-        let footprint = need.footprint(group.row.spare);
-        if need.size <= group.row.promise && footprint <= group.row.room {
-            return None;
-        }
-        let (reserved, held_by) = self.holders(node, group);
-        Some(Reason::NoRoom(NoRoom {
-            group: name(),
-            asked: claims.iter().map(|claim| claim.size).sum(),
-            metadata: Bytes(footprint.saturating_sub(need.size)),
-            left: group.figures.available(),
-            reserved,
-            held_by,
-        }))
-    }
-
-    /// The sizes that are held in a group, and by whom, the largest first.
-    fn holders(&self, node: &Node, group: &Group) -> (Bytes, Vec<PodId>) {
-        let mut by: std::collections::BTreeMap<&PodId, Bytes> = std::collections::BTreeMap::new();
-        for hold in node.holds.iter().filter(|hold| hold.group == group.figures.name) {
-            let sum = by.entry(&hold.pod).or_default();
-            *sum = sum.saturating_add(hold.size);
-        }
-        let mut pods: Vec<(Bytes, &PodId)> = by.into_iter().map(|(pod, size)| (size, pod)).collect();
-        pods.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(b.1)));
-        (pods.iter().map(|(size, _)| *size).sum(), pods.into_iter().map(|(_, pod)| pod.clone()).collect())
     }
 }

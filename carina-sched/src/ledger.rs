@@ -170,6 +170,20 @@ impl Ledger {
         self.view.placed_at(&mut self.scorer, request, best)
     }
 
+    /// Where each claim goes on each of these nodes, on all of which the request fits.
+    pub(crate) fn place_on<'n>(
+        &mut self,
+        request: &PodRequest,
+        nodes: impl Iterator<Item = &'n str>,
+    ) -> Result<Vec<Placed>, PlaceError> {
+        self.scorer.prepare(&self.view, request, self.strategy)?;
+        let mut places = Vec::with_capacity(nodes.size_hint().0);
+        for node in nodes {
+            places.push(self.view.placed_at(&mut self.scorer, request, self.view.index(node))?);
+        }
+        Ok(places)
+    }
+
     /// Places a pod and holds the space of all of its claims until then, or none of it.
     ///
     /// Repeated for the same pod with the same claims, it answers with the same place and moves the time
@@ -220,6 +234,16 @@ impl Ledger {
     #[must_use]
     pub fn unconfirmed(&self) -> usize {
         self.deadlines.len()
+    }
+
+    /// When the last of them ends.
+    pub(crate) fn last_end(&self) -> Option<Duration> {
+        self.deadlines.last().map(|(until, _)| *until)
+    }
+
+    /// The pods that hold space that nobody has confirmed.
+    pub(crate) fn undecided(&self) -> impl Iterator<Item = &PodId> {
+        self.deadlines.iter().map(|(_, pod)| pod)
     }
 
     /// The pod will go to one of these nodes: what is held for it elsewhere is free.

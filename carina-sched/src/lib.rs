@@ -6,6 +6,7 @@
 //!
 //! No I/O, no async, no clock: time is an argument.
 
+mod cause;
 mod column;
 mod compiled;
 mod evaluate;
@@ -18,6 +19,7 @@ mod packing;
 mod paged;
 mod place;
 mod reason;
+mod reasons;
 mod report;
 mod request;
 mod score;
@@ -38,6 +40,7 @@ pub use one_machine::OneMachine;
 pub use packing::EXACT_CLAIMS;
 pub use place::{PlaceError, Placed, PlacedClaim};
 pub use reason::{NoRoom, Reason};
+pub use reasons::Reasons;
 pub use report::{GroupReport, MAX_GROUPS, NODE_LABEL, NodeReport, Warning};
 pub use request::{BoundClaim, Claim, Layout, MAX_CLAIMS, MAX_FIGURE, PodId, PodRequest, RequestError, Topology};
 pub use score::{Score, Scorer, Scores};

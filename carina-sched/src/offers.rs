@@ -17,7 +17,7 @@ use carina_core::{Bytes, GroupName, Strategy, VolumeName};
 use crate::explain::{Explained, Verdict};
 use crate::ledger::{Ledger, Reported};
 use crate::place::{PlaceError, Placed};
-use crate::reason::Reason;
+use crate::reasons::Reasons;
 use crate::report::{NodeReport, Warning};
 use crate::request::{Claim, PodId, PodRequest, RequestError};
 use crate::score::{Score, Scorer};
@@ -47,8 +47,9 @@ pub struct Offer {
     pub nodes: Vec<(String, Score)>,
     /// The nodes where it would fit as well, and which are kept for others.
     pub withheld: usize,
-    /// The nodes that were asked about and won't do; [`Offers::why_not`] says why.
-    pub rejected: Vec<String>,
+    /// Which of the nodes that were asked about won't do, by their places in the question;
+    /// [`Offers::why_not`] says why.
+    pub rejected: Vec<usize>,
 }
 
 impl Offers {
@@ -116,11 +117,11 @@ impl Offers {
             // Nothing is to be made: the pod goes where its volumes are, whatever is known of that node.
             self.end(pod);
             let mut offer = Offer::default();
-            for node in nodes.iter().map(|node| (*node).to_owned()) {
-                if pinned.as_ref().is_none_or(|pinned| *pinned == node) {
-                    offer.nodes.push((node, Score::new(0, 0)));
+            for (place, node) in nodes.iter().enumerate() {
+                if pinned.as_ref().is_none_or(|pinned| pinned == node) {
+                    offer.nodes.push(((*node).to_owned(), Score::new(0, 0)));
                 } else {
-                    offer.rejected.push(node);
+                    offer.rejected.push(place);
                 }
             }
             return Ok(offer);
@@ -137,13 +138,7 @@ impl Offers {
             if offer.nodes.is_empty() {
                 return Err(PlaceError::NoRoom { pod: pod.clone(), reasons: Vec::new() });
             }
-            let mut places = Vec::with_capacity(offer.nodes.len());
-            let mut there = request.clone();
-            for (node, _) in &offer.nodes {
-                there.node = Some(node.clone());
-                places.push(ledger.place(&there)?);
-            }
-            Ok(places)
+            ledger.place_on(request, offer.nodes.iter().map(|(node, _)| node.as_str()))
         });
         match held {
             Ok(places) => {
@@ -156,7 +151,7 @@ impl Offers {
             }
             Err(error) => {
                 if let PlaceError::HeldByAnother { .. } = error {
-                    offer.rejected = nodes.iter().map(|node| (*node).to_owned()).collect();
+                    offer.rejected = (0..nodes.len()).collect();
                 }
                 offer.nodes.clear();
                 let stays = |held: &Placed| pinned.as_deref() == Some(held.node.as_str());
@@ -231,6 +226,12 @@ impl Offers {
         self.ledger.reservation(pod).is_some_and(|held| held.until.is_some())
     }
 
+    /// When the last of the answers ends that no sign has decided yet.
+    #[must_use]
+    pub fn last_end(&self) -> Option<Duration> {
+        self.ledger.last_end()
+    }
+
     /// Ends the answers that no sign has decided in time; whose they were.
     pub fn expire(&mut self, now: Duration) -> Vec<PodId> {
         let ended = self.ledger.expire(now);
@@ -256,24 +257,16 @@ impl Offers {
             && scorer.look(&node.held_by(counts)).is_some()
     }
 
-    /// Why a pod cannot go to these nodes, where it doesn't fit.
+    /// Why a pod cannot go to nodes where it doesn't fit, as things stand.
     #[must_use]
-    pub fn why_not<'n>(&self, request: &PodRequest, nodes: impl IntoIterator<Item = &'n str>) -> Vec<(String, Reason)> {
-        let shared = self.shared(request);
-        let view = self.ledger.view();
-        let mut scorer = Scorer::new();
-        let sensible = scorer.prepare(view, request, self.ledger.strategy()).is_ok();
-        let mut reason = |name: &str| {
-            if let Some((volume, by)) = &shared {
-                return Reason::SharedClaim { volume: volume.clone(), by: by.clone() };
-            }
-            let Some(node) = view.index(name).and_then(|index| view.node(index)) else {
-                return Reason::UnknownNode { node: name.to_owned() };
-            };
-            let refined = if sensible { self.refine(&mut scorer, request, node) } else { None };
-            refined.unwrap_or_else(|| view.why_not(request, node))
-        };
-        nodes.into_iter().map(|name| (name.to_owned(), reason(name))).collect()
+    pub fn why_not(&self, request: &PodRequest) -> Reasons {
+        Reasons::new(
+            self.ledger.view().clone(),
+            self.ledger.strategy(),
+            request.clone(),
+            self.ledger.undecided().cloned().collect(),
+            self.shared(request),
+        )
     }
 
     /// The whole table for a request, as [`ClusterView::explain`], without what the pod itself holds.
@@ -288,7 +281,7 @@ impl Offers {
         let mut table = aside.ledger.view().explain(request, aside.ledger.strategy())?;
         let rejected = |line: &&mut Explained| matches!(line.verdict, Verdict::Rejected(_));
         let names: Vec<String> = table.iter_mut().filter(rejected).map(|line| line.node.clone()).collect();
-        let reasons = aside.why_not(request, names.iter().map(String::as_str));
+        let reasons = aside.why_not(request).of(names.iter().map(String::as_str));
         for (line, (_, reason)) in table.iter_mut().filter(rejected).zip(reasons) {
             line.verdict = Verdict::Rejected(reason);
         }
@@ -302,24 +295,6 @@ impl Offers {
             Some((claim.volume.clone(), by.clone()))
         };
         request.claims.iter().find_map(other)
-    }
-
-    /// The reason of a node where only undecided answers to other pods are in the way.
-    fn refine(&self, scorer: &mut Scorer, request: &PodRequest, node: &Node) -> Option<Reason> {
-        let possible = request.pinned().ok()?.is_none_or(|to| to == node.name.as_ref());
-        if !possible || !request.topology.allows(&node.labels) {
-            return None;
-        }
-        let undecided: BTreeSet<&PodId> = node
-            .holds
-            .iter()
-            .map(|hold| &hold.pod)
-            .filter(|pod| **pod != request.pod && self.is_undecided(pod))
-            .collect();
-        if undecided.is_empty() || scorer.look(&node.held_by(|pod| !undecided.contains(pod))).is_none() {
-            return None;
-        }
-        Some(Reason::BeingScheduled { pods: undecided.into_iter().cloned().collect() })
     }
 }
 
@@ -338,32 +313,27 @@ fn pick(
     others: usize,
 ) -> Result<Offer, RequestError> {
     let scores = scorer.score(view, request, strategy)?;
-    let mut fitting: Vec<(Score, &str)> = Vec::with_capacity(nodes.len());
+    let from = tie::place_on_ring(&request.pod.0);
+    let mut ranked: Vec<(std::cmp::Reverse<u32>, u64, usize)> = Vec::with_capacity(nodes.len());
     let mut rejected = Vec::new();
-    for node in nodes {
-        match scores.get(node) {
-            Some(score) => fitting.push((score, node)),
-            None => rejected.push((*node).to_owned()),
+    for (place, node) in nodes.iter().enumerate() {
+        let found = view.locate(node).and_then(|(index, ring)| Some((scores.at(index)?, index, ring)));
+        match found {
+            Some((score, index, ring)) => {
+                ranked.push((std::cmp::Reverse(score.points()), tie::distance(from, ring), index));
+            }
+            None => rejected.push(place),
         }
     }
     let pods = SPARED * (others + 1);
     let mut room = 0;
-    for (_, node) in &fitting {
-        room += view.index(node).and_then(|index| view.node(index)).map_or(0, |node| places_left(node, request));
+    for (_, _, index) in &ranked {
+        room += view.node(*index).map_or(0, |node| places_left(node, request));
         if room >= MOST_OFFERED * pods {
             break;
         }
     }
     let most = (room / pods).clamp(1, MOST_OFFERED);
-    let ring = tie::place_on_ring(&request.pod.0);
-    let place = |node: &str| {
-        let ring_of = view.index(node).and_then(|index| view.node(index)).map_or(0, |node| node.ring);
-        tie::distance(ring, ring_of)
-    };
-    let mut ranked: Vec<_> = fitting
-        .into_iter()
-        .map(|(score, node)| (std::cmp::Reverse(score.points()), place(node), node, score))
-        .collect();
     let withheld = ranked.len().saturating_sub(most);
     if withheld > 0 {
         ranked.select_nth_unstable(most - 1);
@@ -371,9 +341,9 @@ fn pick(
     }
     ranked.sort_unstable();
     // A node that was named twice is one node.
-    ranked.dedup_by_key(|(_, _, node, _)| *node);
-    let nodes = ranked.into_iter().map(|(_, _, node, score)| (node.to_owned(), score)).collect();
-    Ok(Offer { nodes, withheld, rejected })
+    ranked.dedup_by_key(|(_, _, index)| *index);
+    let offered = |(_, _, index): (_, _, usize)| Some((view.node(index)?.name.to_string(), scores.at(index)?));
+    Ok(Offer { nodes: ranked.into_iter().filter_map(offered).collect(), withheld, rejected })
 }
 
 /// About how many pods like this a node takes yet; one at least, for it takes this one.

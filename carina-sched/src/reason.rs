@@ -109,25 +109,39 @@ pub struct NoRoom {
     pub held_by: Vec<PodId>,
 }
 
+// The summaries: few and fixed, for a scheduler counts nodes by them.
+pub(crate) const UNKNOWN_NODE: &str = "node is not known to carina";
+pub(crate) const NOT_READY: &str = "node is not ready for new local volumes";
+pub(crate) const PINNED: &str = "pod has local volumes on another node";
+pub(crate) const TOPOLOGY: &str = "node is outside the volumes' topology";
+pub(crate) const NO_GROUP: &str = "node has no such device group";
+pub(crate) const UNHEALTHY: &str = "device group is unhealthy";
+pub(crate) const FULL: &str = "device group takes no more volumes";
+pub(crate) const NO_ROOM: &str = "not enough local storage";
+pub(crate) const NO_ROOM_BESIDE: &str = "not enough local storage beside what other pods hold";
+pub(crate) const NO_DISK: &str = "no raw disk has the room";
+pub(crate) const BEING_SCHEDULED: &str = "local storage is held by pods being scheduled";
+pub(crate) const SHARED_CLAIM: &str = "claim is being placed for another pod";
+
 impl Reason {
     /// A few fixed words, the same for every node with this kind of reason, so that a scheduler can
     /// count nodes by them.
     #[must_use]
     pub const fn summary(&self) -> &'static str {
         match self {
-            Self::UnknownNode { .. } => "node is not known to carina",
-            Self::NotReady => "node is not ready for new local volumes",
-            Self::Pinned { .. } => "pod has local volumes on another node",
-            Self::Topology { .. } => "node is outside the volumes' topology",
-            Self::NoGroup { .. } => "node has no such device group",
-            Self::Unhealthy { .. } => "device group is unhealthy",
-            Self::Full { .. } => "device group takes no more volumes",
-            Self::NoRoom(no_room) if no_room.reserved.is_zero() => "not enough local storage",
-            Self::Together { held_by, .. } if held_by.is_empty() => "not enough local storage",
-            Self::NoRoom(_) | Self::Together { .. } => "not enough local storage beside what other pods hold",
-            Self::NoDisk { .. } => "no raw disk has the room",
-            Self::BeingScheduled { .. } => "local storage is held by pods being scheduled",
-            Self::SharedClaim { .. } => "claim is being placed for another pod",
+            Self::UnknownNode { .. } => UNKNOWN_NODE,
+            Self::NotReady => NOT_READY,
+            Self::Pinned { .. } => PINNED,
+            Self::Topology { .. } => TOPOLOGY,
+            Self::NoGroup { .. } => NO_GROUP,
+            Self::Unhealthy { .. } => UNHEALTHY,
+            Self::Full { .. } => FULL,
+            Self::NoRoom(no_room) if no_room.reserved.is_zero() => NO_ROOM,
+            Self::Together { held_by, .. } if held_by.is_empty() => NO_ROOM,
+            Self::NoRoom(_) | Self::Together { .. } => NO_ROOM_BESIDE,
+            Self::NoDisk { .. } => NO_DISK,
+            Self::BeingScheduled { .. } => BEING_SCHEDULED,
+            Self::SharedClaim { .. } => SHARED_CLAIM,
         }
     }
 

@@ -73,7 +73,8 @@ impl<'a> Scores<'a> {
         self.at(self.view.index(node)?)
     }
 
-    fn at(&self, index: usize) -> Option<Score> {
+    /// The score of a node by its index.
+    pub(crate) fn at(&self, index: usize) -> Option<Score> {
         let points = *self.points.get(index)?;
         (points != REJECTED).then_some(Score { points, claims: self.claims })
     }

@@ -77,11 +77,18 @@ pub(crate) struct Group {
 #[derive(Debug, Clone, Default)]
 pub struct ClusterView {
     nodes: Paged<Option<Arc<Node>>>,
-    names: Arc<HashMap<Arc<str>, u32>>,
+    names: Arc<HashMap<Arc<str>, Located>>,
     vacant: Vec<u32>,
     columns: Vec<Column>,
     column_of: Arc<HashMap<Arc<GroupKey>, usize>>,
     extents: Vec<Bytes>,
+}
+
+/// Where a node is: its index, and its place on the ring, so that a look-up by name needn't follow it.
+#[derive(Debug, Clone, Copy)]
+struct Located {
+    index: u32,
+    ring: u64,
 }
 
 impl ClusterView {
@@ -181,7 +188,7 @@ impl ClusterView {
             groups,
             holds: Arc::clone(holds),
         };
-        let index = known.unwrap_or_else(|| self.join(name));
+        let index = known.unwrap_or_else(|| self.join(name, ring));
         self.put(index, Some(node));
         warnings
     }
@@ -246,7 +253,7 @@ impl ClusterView {
         }
     }
 
-    fn join(&mut self, name: Arc<str>) -> usize {
+    fn join(&mut self, name: Arc<str>, ring: u64) -> usize {
         let index = match self.vacant.pop() {
             Some(index) => index as usize,
             None => {
@@ -255,7 +262,7 @@ impl ClusterView {
             }
         };
         if let Ok(number) = u32::try_from(index) {
-            Arc::make_mut(&mut self.names).insert(name, number);
+            Arc::make_mut(&mut self.names).insert(name, Located { index: number, ring });
         }
         index
     }
@@ -292,7 +299,12 @@ impl ClusterView {
     }
 
     pub(crate) fn index(&self, node: &str) -> Option<usize> {
-        self.names.get(node).map(|index| *index as usize)
+        self.locate(node).map(|(index, _)| index)
+    }
+
+    /// A node's index, and its place on the ring.
+    pub(crate) fn locate(&self, node: &str) -> Option<(usize, u64)> {
+        self.names.get(node).map(|located| (located.index as usize, located.ring))
     }
 
     pub(crate) fn node(&self, index: usize) -> Option<&Node> {

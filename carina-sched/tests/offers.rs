@@ -56,7 +56,10 @@ fn names(offer: &carina_sched::Offer) -> Vec<&str> {
 }
 
 fn why_not(offers: &Offers, pod: &PodRequest, node: &str) -> Reason {
-    offers.why_not(pod, [node]).remove(0).1
+    let reasons = offers.why_not(pod);
+    let reason = reasons.of([node]).remove(0).1;
+    assert_eq!(reasons.summaries([node]), [reason.summary()]);
+    reason
 }
 
 const T: Duration = Duration::ZERO;
@@ -67,7 +70,7 @@ fn the_last_place_is_one_pods_and_the_other_is_told_that_it_is_being_scheduled()
     let (one, two) = (pod("one", 1), pod("two", 1));
     assert_eq!(names(&offers.filter(&one, &["n0"], T).unwrap()), ["n0"]);
     let refused = offers.filter(&two, &["n0"], T).unwrap();
-    assert_eq!((names(&refused), &refused.rejected[..]), (vec![], &["n0".to_owned()][..]));
+    assert_eq!((names(&refused), &refused.rejected[..]), (vec![], &[0][..]));
     let why = why_not(&offers, &two, "n0");
     assert_eq!(why, Reason::BeingScheduled { pods: vec!["one".into()] });
     assert_eq!(why.summary(), "local storage is held by pods being scheduled");
@@ -290,6 +293,10 @@ proptest! {
                 }
                 _ => {}
             }
+            let reasons = offers.why_not(&pod("probe", 2));
+            let words = reasons.of(["n0", "n1", "n2", "n3", "n4", "n5"]);
+            let summaries: Vec<&str> = words.iter().map(|(_, reason)| reason.summary()).collect();
+            prop_assert_eq!(reasons.summaries(words.iter().map(|(node, _)| node.as_str())), summaries);
             for (n, places) in places.iter().enumerate() {
                 let node = format!("n{n}");
                 let promised: usize = sent.iter().filter(|(_, at)| **at == node).map(|(i, _)| requests[*i].claims.len()).sum();

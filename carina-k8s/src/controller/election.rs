@@ -12,10 +12,25 @@ use tokio::time::Instant;
 
 /// How long a lease holds after it was last renewed.
 const HOLDS: Duration = Duration::from_secs(15);
-/// How often it is renewed, and looked at by those who wait for it.
+/// How often it is renewed.
 const EVERY: Duration = Duration::from_secs(5);
+/// How often those who wait for it look at it.
+const LOOKS: Duration = Duration::from_secs(2);
 /// How long a leader that cannot renew goes on: less than the lease holds, so that there are never two.
 const GIVES_UP: Duration = Duration::from_secs(10);
+/// How long a leader that ends tries to hand its lease back. After that it runs out by itself.
+const HANDS_BACK: Duration = Duration::from_secs(4);
+/// How long the next leader has to wait, in seconds, until nothing is left of what the one before knew alone.
+const WAIT_SECONDS: &str = "carina.storage.io/wait-seconds";
+
+/// How the leader before ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// It isn't known: there may have been one until a moment ago, and what it did last may not be seen yet.
+    Unknown,
+    /// It handed the lease over, and after this time nothing is left of what it knew alone.
+    HandedOver(Duration),
+}
 
 /// A candidate.
 pub struct Candidate {
@@ -34,22 +49,89 @@ impl Candidate {
         Self { api, name: name.to_owned(), identity: identity.to_owned(), seen: None }
     }
 
-    /// Runs `work` while it leads, for ever; `work` is dropped when the lease is lost.
-    pub async fn run<F: Future<Output = ()>>(mut self, work: impl Fn() -> F) {
+    /// Runs `work` while it leads, until `stop`; `work` is dropped when the lease is lost. A leader that is
+    /// stopped hands its lease back once its work is dropped, so that the next one need not wait until it has
+    /// run out. What `stop` answers with is how long the next one has to wait all the same, for what this one
+    /// knows alone.
+    pub async fn run<F: Future<Output = ()>>(
+        mut self,
+        work: impl Fn(Before) -> F,
+        stop: impl Future<Output = Duration>,
+    ) {
+        tokio::pin!(stop);
         loop {
-            while !self.leads().await {
-                tokio::time::sleep(EVERY).await;
-            }
+            let before = tokio::select! {
+                before = self.wait() => before,
+                _ = &mut stop => return,
+            };
             tracing::info!("{} leads", self.identity);
             let working = async {
-                work().await;
+                work(before).await;
                 std::future::pending::<()>().await;
             };
-            tokio::select! {
-                () = working => {}
-                () = self.keep() => tracing::warn!("{} lost the lease {}", self.identity, self.name),
-            }
+            let wait = tokio::select! {
+                () = working => continue,
+                () = self.keep() => {
+                    tracing::warn!("{} lost the lease {}", self.identity, self.name);
+                    continue;
+                }
+                wait = &mut stop => wait,
+            };
+            return self.hand_back(wait).await;
         }
+    }
+
+    /// Waits until it leads.
+    async fn wait(&mut self) -> Before {
+        loop {
+            match self.try_lead().await {
+                Ok(Some(before)) => return before,
+                Ok(None) => {}
+                Err(error) => tracing::warn!("the lease {} cannot be had: {error}", self.name),
+            }
+            tokio::time::sleep(LOOKS).await;
+        }
+    }
+
+    /// Gives the lease up, as client-go's `ReleaseOnCancel` does.
+    async fn hand_back(&self, wait: Duration) {
+        let all = async {
+            loop {
+                match self.try_hand_back(wait).await {
+                    Ok(true) => return,
+                    // A last renewal came between.
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::warn!("the lease {} was not handed back: {error}", self.name);
+                        tokio::time::sleep(HANDS_BACK / 4).await;
+                    }
+                }
+            }
+        };
+        match tokio::time::timeout(HANDS_BACK, all).await {
+            Ok(()) => tracing::info!("{} leads no more", self.identity),
+            Err(_) => tracing::warn!("the lease {} was not handed back in time: it runs out by itself", self.name),
+        }
+    }
+
+    /// Whether it is another's now, or nobody's.
+    async fn try_hand_back(&self, wait: Duration) -> Result<bool, kube::Error> {
+        let Some(mut lease) = self.api.get_opt(&self.name).await? else { return Ok(true) };
+        let spec = lease.spec.get_or_insert_default();
+        if spec.holder_identity.as_deref() != Some(&self.identity) {
+            return Ok(true);
+        }
+        let now = MicroTime(Timestamp::now());
+        *spec = LeaseSpec {
+            holder_identity: None,
+            lease_duration_seconds: Some(1),
+            acquire_time: Some(now.clone()),
+            renew_time: Some(now),
+            ..std::mem::take(spec)
+        };
+        let seconds = wait.as_millis().div_ceil(1000).to_string();
+        lease.annotations_mut().insert(WAIT_SECONDS.to_owned(), seconds);
+        conflict_is_no(self.api.replace(&self.name, &PostParams::default(), &lease).await)
     }
 
     /// Renews until the lease is lost.
@@ -60,40 +142,38 @@ impl Candidate {
             let asked = Instant::now();
             // A renewal that hangs must not outlast the lease.
             match tokio::time::timeout(GIVES_UP - EVERY, self.try_lead()).await {
-                Ok(Ok(true)) => renewed = asked,
-                Ok(Ok(false)) => return,
+                Ok(Ok(Some(_))) => renewed = asked,
+                Ok(Ok(None)) => return,
                 Ok(Err(error)) => tracing::warn!("the lease {} was not renewed: {error}", self.name),
                 Err(_) => tracing::warn!("the lease {} was not renewed in time", self.name),
             }
         }
     }
 
-    async fn leads(&mut self) -> bool {
-        self.try_lead().await.unwrap_or_else(|error| {
-            tracing::warn!("the lease {} cannot be had: {error}", self.name);
-            false
-        })
-    }
-
-    /// Takes or renews the lease; whether it is ours now.
-    async fn try_lead(&mut self) -> Result<bool, kube::Error> {
+    /// Takes or renews the lease; who had it, if it is ours now.
+    async fn try_lead(&mut self) -> Result<Option<Before>, kube::Error> {
         let now = MicroTime(Timestamp::now());
-        let Some(lease) = self.api.get_opt(&self.name).await? else {
+        let Some(mut lease) = self.api.get_opt(&self.name).await? else {
             let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
             let lease = Lease { metadata, spec: Some(self.spec(now.clone(), now, 0)) };
-            return conflict_is_no(self.api.create(&PostParams::default(), &lease).await);
+            let made = conflict_is_no(self.api.create(&PostParams::default(), &lease).await)?;
+            return Ok(made.then_some(Before::Unknown));
         };
         let spec = lease.spec.clone().unwrap_or_default();
         let ours = spec.holder_identity.as_deref() == Some(&self.identity);
         if !ours && !self.is_over(&spec) {
-            return Ok(false);
+            return Ok(None);
         }
         let changes = spec.lease_transitions.unwrap_or_default();
         let (since, changes) =
             if ours { (spec.acquire_time.unwrap_or_else(|| now.clone()), changes) } else { (now.clone(), changes + 1) };
+        let wait = lease.annotations_mut().remove(WAIT_SECONDS);
+        let wait = wait.filter(|_| spec.holder_identity.is_none()).and_then(|seconds| seconds.parse().ok());
+        let before = wait.map_or(Before::Unknown, |seconds| Before::HandedOver(Duration::from_secs(seconds)));
         // With the version that was read: of two who try, one is refused.
-        let next = Lease { spec: Some(self.spec(since, now, changes)), ..lease };
-        conflict_is_no(self.api.replace(&next.name_any(), &PostParams::default(), &next).await)
+        lease.spec = Some(self.spec(since, now, changes));
+        let taken = conflict_is_no(self.api.replace(&self.name, &PostParams::default(), &lease).await)?;
+        Ok(taken.then_some(before))
     }
 
     /// Whether another's lease has not been renewed for as long as it holds, by our clock.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carina_csi::Driver;
+use futures::FutureExt;
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -21,7 +22,7 @@ use crate::{settings, web};
 const LEASE: &str = "carina-controller";
 
 /// Runs the controller until `stop`. Every replica serves CSI; the leader alone writes the ConfigMap and does
-/// the upkeep.
+/// the upkeep, and hands its lease back at the end.
 ///
 /// # Errors
 /// If an address cannot be listened on.
@@ -78,8 +79,12 @@ pub async fn run(
     let keeper = webhook::start(&options, client.clone(), &mut tasks).await?;
     let candidate = Candidate::new(client.clone(), &options.namespace, LEASE, &options.pod_name);
     let namespace = options.namespace.clone();
-    tasks.spawn(async move {
-        let lead = || {
+    let stop = stop.shared();
+    // What the leader does is on record, so the next one has to wait for nothing.
+    let stopped = stop.clone().map(|()| Duration::ZERO);
+    let mut leading = JoinSet::new();
+    leading.spawn(async move {
+        let lead = |_| {
             let (client, nodes, events) = (client.clone(), Arc::clone(&nodes), events.clone());
             let upkeep = Upkeep::new(
                 client.clone(),
@@ -102,10 +107,14 @@ pub async fn run(
                 tokio::join!(map, upkeep.run(), certificate);
             }
         };
-        candidate.run(lead).await;
+        candidate.run(lead, stopped).await;
     });
     let served = driver.serve(options.csi_address.listen()?, stop).await;
     ready.set(false);
+    if served.is_ok() {
+        // It hands its lease back, or has done so by now.
+        leading.join_next().await;
+    }
     tasks.shutdown().await;
     Ok(served?)
 }

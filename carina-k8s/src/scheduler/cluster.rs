@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carina_core::{Error, GroupName, Strategy, VolumeName};
-use carina_sched::{Claim, Offer, Offers, PodId, PodRequest, Reason, Reservation, Score, Warning};
+use carina_sched::{Claim, Offer, Offers, PodId, PodRequest, Reasons, Reservation, Score, Warning};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::{Api, Client, Resource, ResourceExt};
@@ -22,9 +22,6 @@ use crate::node_storage::NodeStorageResource;
 
 /// How long a call waits for a claim that the scheduler knows already and the watch hasn't brought yet.
 const LATE: Duration = Duration::from_millis(200);
-
-/// Of how many nodes a pod's reasons are worked out although it fits on others: what is worth a log line.
-pub const SHOWN: usize = 100;
 
 /// The cluster.
 pub struct Cluster {
@@ -43,17 +40,21 @@ struct Desk {
     offers: Offers,
     /// The version of each pod when it last asked: what is older says nothing about its answer.
     asked: HashMap<PodId, u64>,
+    /// Whether another replica answers.
+    closed: bool,
 }
 
 /// What a pod is answered.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Answer {
     /// It has nothing of ours: every node will do.
     Any,
     /// No node will do.
     Refused(Trouble),
-    /// Some will do, and of the others these reasons are known: of all of them, where none will do.
-    Offer(Offer, Vec<(String, Reason)>),
+    /// Some will do, or none, and why the others won't.
+    Offer(Offer, Box<Reasons>),
+    /// Another replica answers from now on.
+    Closed,
 }
 
 impl Cluster {
@@ -68,7 +69,7 @@ impl Cluster {
             persistent_volumes: Mirror::default(),
             classes: Mirror::default(),
             pods: Mirror::of(Pod::may_have_claims),
-            desk: Mutex::new(Desk { offers: Offers::new(strategy, patience), asked: HashMap::new() }),
+            desk: Mutex::new(Desk { offers: Offers::new(strategy, patience), asked: HashMap::new(), closed: false }),
             began: Instant::now(),
         })
     }
@@ -144,16 +145,29 @@ impl Cluster {
         };
         let now = self.began.elapsed();
         let desk = &mut *self.desk();
+        if desk.closed {
+            return Answer::Closed;
+        }
         desk.asked.insert(request.pod.clone(), pod.version());
         match desk.offers.filter(&request, nodes, now) {
-            Ok(offer) => {
-                let worth = offer.nodes.is_empty() || nodes.len() <= SHOWN;
-                let named = offer.rejected.iter().filter(|_| worth).map(String::as_str);
-                let reasons = desk.offers.why_not(&request, named);
-                Answer::Offer(offer, reasons)
-            }
+            Ok(offer) => Answer::Offer(offer, Box::new(desk.offers.why_not(&request))),
             Err(error) => Answer::Refused(error.into()),
         }
+    }
+
+    /// Answers no question any more that would hold space. How long, from now on, until every answer that was
+    /// given has come to light or ended.
+    pub fn close(&self) -> Duration {
+        let now = self.began.elapsed();
+        let desk = &mut *self.desk();
+        desk.closed = true;
+        desk.offers.expire(now);
+        desk.offers.last_end().map_or(Duration::ZERO, |end| end.saturating_sub(now))
+    }
+
+    /// Answers again.
+    pub fn open(&self) {
+        self.desk().closed = false;
     }
 
     /// The score of each of these nodes, of which the pod goes to one; none if it has nothing to score.

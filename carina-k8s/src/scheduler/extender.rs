@@ -1,7 +1,6 @@
-//! The extender: what the scheduler asks over HTTP, and the log of what it was answered.
+//! The extender: what the scheduler asks over HTTP.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,14 +10,15 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use carina_sched::Offer;
+use carina_sched::Score;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
-use super::cluster::{Answer, Cluster, SHOWN};
+use super::cluster::{Answer, Cluster};
+use super::journal::{Entry, Journal, Offered, SHOWN};
 use super::pod::Pod;
-use super::protocol::{Args, Asked, FilterResult, HostPriority, MOST, NodeList, PreemptArgs, PreemptResult};
+use super::protocol::{Args, Asked, FailedNodes, FilterResult, HostPriority, MOST, PreemptArgs, PreemptResult};
 use crate::web::Ready;
 
 /// The largest request that is read: 5,000 nodes in full have some 40 MiB.
@@ -35,16 +35,17 @@ pub const BODY_WITHIN: Duration = Duration::from_secs(10);
 struct Doors {
     cluster: Arc<Cluster>,
     ready: Ready,
+    journal: Journal,
     large: Arc<Semaphore>,
 }
 
 /// The extender's doors: filter, prioritize and preempt. While it isn't ready each is answered with 503.
-pub fn router(cluster: Arc<Cluster>, ready: Ready) -> Router {
+pub fn router(cluster: Arc<Cluster>, ready: Ready, journal: Journal) -> Router {
     Router::new()
         .route("/filter", post(filter))
         .route("/prioritize", post(prioritize))
         .route("/preempt", post(preempt))
-        .with_state(Doors { cluster, ready, large: Arc::new(Semaphore::new(LARGE_AT_ONCE)) })
+        .with_state(Doors { cluster, ready, journal, large: Arc::new(Semaphore::new(LARGE_AT_ONCE)) })
 }
 
 /// A request that wasn't answered: the code, and why.
@@ -54,6 +55,11 @@ impl Refusal {
     fn bad(reason: impl Into<String>) -> Self {
         Self(StatusCode::BAD_REQUEST, reason.into())
     }
+
+    fn elsewhere() -> Self {
+        let reason = "this replica doesn't lead, or doesn't know the cluster yet; another one answers";
+        Self(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned())
+    }
 }
 
 impl IntoResponse for Refusal {
@@ -61,13 +67,15 @@ impl IntoResponse for Refusal {
         tracing::warn!("a request was refused with {}: {}", self.0.as_u16(), self.1);
         // In the protocol's own words, for a client that reads the answer whatever its code.
         let body = FilterResult { error: self.1, ..FilterResult::default() };
-        (self.0, json(&body)).into_response()
+        (self.0, json(&body, body.size())).into_response()
     }
 }
 
-fn json(body: &impl Serialize) -> Response {
-    match serde_json::to_vec(body) {
-        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+/// An answer of about this size.
+fn json(body: &impl Serialize, size: usize) -> Response {
+    let mut text = Vec::with_capacity(size);
+    match serde_json::to_writer(&mut text, body) {
+        Ok(()) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
         Err(error) => {
             (StatusCode::INTERNAL_SERVER_ERROR, format!("the answer cannot be written: {error}")).into_response()
         }
@@ -78,8 +86,7 @@ impl Doors {
     /// Reads a request's body, in time and within bounds.
     async fn read(&self, request: Request) -> Result<Bytes, Refusal> {
         if !self.ready.is_ready() {
-            let reason = "this replica doesn't lead, or doesn't know the cluster yet; another one answers";
-            return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned()));
+            return Err(Refusal::elsewhere());
         }
         let length = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
         let too_large = || {
@@ -123,30 +130,41 @@ async fn filter(State(doors): State<Doors>, request: Request) -> Result<Response
     let (pod, asked) = args(&body)?;
     let names: Vec<&str> = asked.names.iter().map(AsRef::as_ref).collect();
     let answer = doors.cluster.filter(&pod, &names).await;
-    log(&pod, names.len(), &answer);
-    let mut result = FilterResult::default();
-    let chosen: Vec<usize> = match &answer {
-        Answer::Any => (0..names.len()).collect(),
+    let mut failed = FailedNodes::default();
+    let mut summaries = Vec::new();
+    let chosen: Vec<Cow<'_, str>> = match &answer {
+        Answer::Closed => return Err(Refusal::elsewhere()),
+        Answer::Any => asked.names.clone(),
         Answer::Refused(trouble) => {
-            result.failed_and_unresolvable_nodes = asked.names.iter().map(|n| (n.clone(), trouble.summary())).collect();
+            failed = names.iter().map(|name| (*name, trouble.summary())).collect();
             Vec::new()
         }
         Answer::Offer(offer, reasons) => {
-            let fixed = reasons.iter().map(|(node, reason)| (Cow::Borrowed(node.as_str()), reason.summary()));
-            result.failed_and_unresolvable_nodes = fixed.collect();
-            let places: BTreeMap<&str, usize> = names.iter().enumerate().map(|(i, name)| (*name, i)).collect();
-            offer.nodes.iter().filter_map(|(node, _)| places.get(node.as_str()).copied()).collect()
+            // Where some will do, nobody reads thousands of reasons.
+            if offer.nodes.is_empty() || names.len() <= SHOWN {
+                let rejected = || offer.rejected.iter().filter_map(|place| names.get(*place).copied());
+                summaries = reasons.summaries(rejected());
+                failed = rejected().zip(summaries.iter().copied()).collect();
+            }
+            offer.nodes.iter().map(|(node, _)| Cow::Borrowed(node.as_str())).collect()
         }
     };
-    // As they came: names for names, and whole nodes, untouched, for whole nodes.
-    match &asked.full {
-        None => result.node_names = Some(chosen.iter().filter_map(|i| asked.names.get(*i).cloned()).collect()),
-        Some(full) => {
-            let items = chosen.iter().filter_map(|i| full.get(*i).copied()).collect();
-            result.nodes = Some(NodeList { items: Some(items) });
+    let result = FilterResult::of(&asked, chosen, failed);
+    let response = json(&result, result.size());
+    drop(result);
+    doors.journal.put(match answer {
+        Answer::Closed | Answer::Any => Entry::Foreign(pod.id()),
+        Answer::Refused(trouble) => Entry::Refused(pod.id(), trouble),
+        Answer::Offer(offer, reasons) => {
+            let first = offer.rejected.iter().take(SHOWN).filter_map(|place| names.get(*place));
+            let first = first.map(|name| (*name).to_owned()).collect();
+            // A snapshot that nobody needs would make the next change copy what it touches.
+            let reasons = Some(reasons).filter(|_| !offer.rejected.is_empty());
+            let offered = Offered { asked: names.len(), offer, reasons, first, summaries };
+            Entry::Offered(pod.id(), Box::new(offered))
         }
-    }
-    Ok(json(&result))
+    });
+    Ok(response)
 }
 
 async fn prioritize(State(doors): State<Doors>, request: Request) -> Result<Response, Refusal> {
@@ -155,15 +173,16 @@ async fn prioritize(State(doors): State<Doors>, request: Request) -> Result<Resp
     let names: Vec<&str> = asked.names.iter().map(AsRef::as_ref).collect();
     // A pod that has nothing to score leaves the others' scores as they are.
     let scores = doors.cluster.prioritize(&pod, &names).unwrap_or_default();
-    let priority = |(host, score): (&Cow<'_, str>, Option<carina_sched::Score>)| HostPriority {
-        host: Cow::Owned(host.to_string()),
-        score: score.map_or(0, |score| score.in_range(MOST)),
+    let score = |score: Option<Score>| score.map_or(0, |score| score.in_range(MOST));
+    let priority = |(host, given): (&&str, Option<Score>)| HostPriority {
+        host: Cow::Owned((*host).to_owned()),
+        score: score(given),
     };
-    let priorities: Vec<HostPriority<'_>> = asked.names.iter().zip(scores).map(priority).collect();
-    for priority in priorities.iter().take(SHOWN) {
-        tracing::info!(pod = %pod.id(), node = %priority.host, score = priority.score, "scored, of {MOST}");
-    }
-    Ok(json(&priorities))
+    let priorities: Vec<HostPriority<'_>> = names.iter().zip(scores).map(priority).collect();
+    let response = json(&priorities, body.len() + priorities.len() * 24);
+    let shown = priorities.into_iter().take(SHOWN).map(|priority| (priority.host.into_owned(), priority.score));
+    doors.journal.put(Entry::Scored(pod.id(), shown.collect()));
+    Ok(response)
 }
 
 async fn preempt(State(doors): State<Doors>, request: Request) -> Result<Response, Refusal> {
@@ -177,44 +196,8 @@ async fn preempt(State(doors): State<Doors>, request: Request) -> Result<Respons
     let without: Vec<String> =
         names.iter().zip(fits).filter(|(_, fits)| !fits).map(|(node, _)| (*node).to_owned()).collect();
     for node in without {
-        tracing::info!(pod = %pod.id(), %node, "no pod is evicted: the node would have no room for its volumes");
         victims.remove(&node);
+        doors.journal.put(Entry::Spared(pod.id(), node));
     }
-    Ok(json(&PreemptResult { node_name_to_meta_victims: victims }))
-}
-
-/// Writes down what a pod was answered, node by node as far as that can be read.
-fn log(pod: &Pod, asked: usize, answer: &Answer) {
-    let pod = pod.id();
-    match answer {
-        Answer::Any => tracing::debug!(%pod, "none of its volumes is ours"),
-        Answer::Refused(trouble) => tracing::info!(%pod, "no node will do: {trouble}"),
-        Answer::Offer(offer, reasons) => {
-            tracing::info!(%pod, "{}", in_short(asked, offer));
-            for (node, score) in &offer.nodes {
-                tracing::info!(%pod, %node, points = score.points(), "fits");
-            }
-            for (node, reason) in reasons.iter().take(SHOWN) {
-                tracing::info!(%pod, %node, "does not fit: {reason}");
-            }
-            if let Some(more) = reasons.len().checked_sub(SHOWN).filter(|more| *more > 0) {
-                let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
-                reasons.iter().for_each(|(_, reason)| *kinds.entry(reason.summary()).or_default() += 1);
-                tracing::info!(%pod, "{more} more nodes; in all {}", tally(&kinds));
-            }
-        }
-    }
-}
-
-fn in_short(asked: usize, offer: &Offer) -> String {
-    let withheld = match offer.withheld {
-        0 => String::new(),
-        n => format!(", {n} others fit and are kept for other pods"),
-    };
-    format!("{} of {asked} nodes offered{withheld}, {} don't fit", offer.nodes.len(), offer.rejected.len())
-}
-
-fn tally(kinds: &BTreeMap<&str, usize>) -> String {
-    let kinds: Vec<String> = kinds.iter().map(|(kind, nodes)| format!("{nodes} x {kind}")).collect();
-    kinds.join(", ")
+    Ok(json(&PreemptResult { node_name_to_meta_victims: victims }, body.len()))
 }

@@ -1,17 +1,20 @@
 //! The extender's program: all that runs in it, from start to graceful end.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
+use futures::FutureExt;
 use kube::Client;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-use super::{Cluster, explain, extender};
-use crate::controller::Candidate;
+use super::{Cluster, Journal, explain, extender};
+use crate::controller::{Before, Candidate};
 use crate::door::{self, Certificate};
 use crate::exposition::{self, Gauge};
 use crate::options::SchedulerOptions;
@@ -23,7 +26,8 @@ const LEASE: &str = "carina-scheduler-extender";
 const TICK: Duration = Duration::from_secs(1);
 
 /// Runs the extender until `stop`. Of several replicas the leader alone answers the scheduler, and alone is
-/// ready; a new one waits first for as long as an answer holds, since it doesn't know its predecessor's.
+/// ready; a new one waits first for as long as an answer of its predecessor's may hold, since it doesn't know
+/// them. At the end the lease is handed back.
 ///
 /// # Errors
 /// If an address cannot be listened on.
@@ -43,11 +47,12 @@ pub async fn run(
     let cluster = Cluster::new(config.strategy, patience);
     let mut tasks = cluster.follow(&client);
 
-    let doors = extender::router(Arc::clone(&cluster), ready.clone());
+    let journal = Journal::start();
+    let doors = extender::router(Arc::clone(&cluster), ready.clone(), journal.clone());
     let pages = web::health(ready.clone()).merge(explain::router(Arc::clone(&cluster), ready.clone()));
     tasks.spawn(door::serve(extender, doors, certificate.as_ref().map(|(certificate, _)| certificate.clone())));
     tasks.spawn(web::serve(http, pages));
-    tasks.spawn(web::serve(metrics, figures(Arc::clone(&cluster))));
+    tasks.spawn(web::serve(metrics, figures(Arc::clone(&cluster), journal.clone())));
     if let Some((certificate, (chain, key))) = certificate {
         tasks.spawn(certificate.follow(chain, key));
     }
@@ -73,41 +78,84 @@ pub async fn run(
             }
         }
     });
-    tasks.spawn({
-        let ready = ready.clone();
+    let mut leading = JoinSet::new();
+    leading.spawn({
+        let office = Office { cluster, ready: ready.clone(), quiet: Arc::default() };
         async move {
-            cluster.synced().await;
+            let stop = stop.shared();
+            tokio::select! {
+                () = office.cluster.synced() => {}
+                () = stop.clone() => return,
+            }
             let candidate = Candidate::new(client, &options.namespace, LEASE, &options.pod_name);
-            candidate.run(|| lead(ready.clone(), patience)).await;
+            candidate.run(|before| office.clone().lead(before, patience), stop.map(|()| office.leave())).await;
         }
     });
-    stop.await;
+    let ended = leading.join_next().await.unwrap_or(Ok(()));
     ready.set(false);
     tasks.shutdown().await;
-    Ok(())
+    journal.written().await;
+    Ok(ended?)
 }
 
-/// Leads until it is dropped.
-async fn lead(ready: web::Ready, patience: Duration) {
-    /// Not ready any more when the lead is lost.
-    struct Leading(web::Ready);
-    impl Drop for Leading {
-        fn drop(&mut self) {
-            self.0.set(false);
+/// How long the leader after one that handed over waits at least: what that one saw last may reach this one's
+/// watches a moment later.
+const WATCHES_ARE_LATE: Duration = Duration::from_secs(2);
+
+/// What leading is about.
+#[derive(Clone)]
+struct Office {
+    cluster: Arc<Cluster>,
+    ready: web::Ready,
+    /// Until when what the leader before answered may still come to light.
+    quiet: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Office {
+    /// Leads until it is dropped.
+    async fn lead(self, before: Before, patience: Duration) {
+        /// Not ready any more when the lead is lost.
+        struct Leading(Office);
+        impl Drop for Leading {
+            fn drop(&mut self) {
+                self.0.ready.set(false);
+                self.0.cluster.close();
+            }
         }
+        // What the leader before answered and nothing shows yet must have come to light, or to an end.
+        let wait = match before {
+            Before::Unknown => patience,
+            Before::HandedOver(wait) => wait.max(WATCHES_ARE_LATE),
+        };
+        let until = Instant::now() + wait;
+        *self.quiet() = Some(until);
+        tokio::time::sleep_until(until).await;
+        let leading = Leading(self);
+        leading.0.cluster.open();
+        leading.0.ready.set(true);
+        tracing::info!("ready: the scheduler is answered");
+        std::future::pending::<()>().await;
     }
-    // What the leader before answered and nothing shows yet must have come to light, or to an end.
-    tokio::time::sleep(patience).await;
-    let leading = Leading(ready);
-    leading.0.set(true);
-    tracing::info!("ready: the scheduler is answered");
-    std::future::pending::<()>().await;
+
+    /// Answers nothing more. How long the next leader has to wait: for this one's answers, and for those that
+    /// this one was still waiting for.
+    fn leave(&self) -> Duration {
+        self.ready.set(false);
+        let answers = self.cluster.close();
+        let before = self.quiet().map(|until| until.saturating_duration_since(Instant::now()));
+        answers.max(before.unwrap_or_default())
+    }
+
+    fn quiet(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.quiet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// `/metrics`.
-fn figures(cluster: Arc<Cluster>) -> Router {
+fn figures(cluster: Arc<Cluster>, journal: Journal) -> Router {
     let page = move || {
         let (undecided, firm, nodes) = cluster.figures();
+        let left_out = journal.left_out();
         let gauge = |name, help, value: usize| {
             let mut gauge = Gauge::new(name, help);
             gauge.add(Vec::new(), u64::try_from(value).unwrap_or(u64::MAX));
@@ -121,6 +169,11 @@ fn figures(cluster: Arc<Cluster>) -> Router {
             ),
             gauge("carina_scheduler_firm_holds", "Holds of decided pods and volumes that no node counts yet.", firm),
             gauge("carina_scheduler_nodes", "Nodes whose storage is known.", nodes),
+            gauge(
+                "carina_scheduler_unlogged_answers",
+                "Answers that were left out of the log, because it was slower than the scheduler.",
+                usize::try_from(left_out).unwrap_or(usize::MAX),
+            ),
         ];
         let text = text.concat();
         async move { ([(CONTENT_TYPE, exposition::CONTENT_TYPE)], text) }

@@ -2,9 +2,9 @@
 //! fields have no names of their own in JSON and so begin with a capital.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::pod::Pod;
@@ -89,11 +89,64 @@ pub struct FilterResult<'a> {
     pub node_names: Option<Vec<Cow<'a, str>>>,
     /// Why the others won't do. Room is not made by evicting pods, so none of them is left to preemption
     /// (`FailedNodes` would be).
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub failed_and_unresolvable_nodes: BTreeMap<Cow<'a, str>, &'static str>,
+    #[serde(skip_serializing_if = "FailedNodes::is_empty")]
+    pub failed_and_unresolvable_nodes: FailedNodes<'a>,
     /// Why the question could not be answered.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
+}
+
+impl<'a> FilterResult<'a> {
+    /// The answer to who asked: as they came, names for names, and whole nodes, untouched, for whole nodes.
+    #[must_use]
+    pub fn of(asked: &Asked<'a>, chosen: Vec<Cow<'a, str>>, failed: FailedNodes<'a>) -> Self {
+        let mut result = Self { failed_and_unresolvable_nodes: failed, ..Self::default() };
+        match &asked.full {
+            None => result.node_names = Some(chosen),
+            Some(full) => {
+                let mut chosen: HashSet<Cow<'_, str>> = chosen.into_iter().collect();
+                // A node that was named twice is one node.
+                let items = asked.names.iter().zip(full).filter(|(name, _)| chosen.remove(*name));
+                result.nodes = Some(NodeList { items: Some(items.map(|(_, node)| *node).collect()) });
+            }
+        }
+        result
+    }
+
+    /// About how many bytes it is.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        /// Quotes, commas, and the keys around.
+        const AROUND: usize = 8;
+        let names = self.node_names.iter().flatten().map(|name| name.len() + AROUND).sum::<usize>();
+        let nodes = self.nodes.iter().flat_map(|nodes| nodes.items.iter().flatten());
+        let nodes = nodes.map(|node| node.get().len() + AROUND).sum::<usize>();
+        let failed = &self.failed_and_unresolvable_nodes.0;
+        let failed = failed.iter().map(|(name, reason)| name.len() + reason.len() + AROUND).sum::<usize>();
+        names + nodes + failed + self.error.len() + 128
+    }
+}
+
+/// Nodes with their reasons, in JSON an object: as they come, for they are thousands.
+#[derive(Debug, Default)]
+pub struct FailedNodes<'a>(Vec<(&'a str, &'static str)>);
+
+impl FailedNodes<'_> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<'a> FromIterator<(&'a str, &'static str)> for FailedNodes<'a> {
+    fn from_iter<T: IntoIterator<Item = (&'a str, &'static str)>>(nodes: T) -> Self {
+        Self(nodes.into_iter().collect())
+    }
+}
+
+impl Serialize for FailedNodes<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().copied())
+    }
 }
 
 /// The score of a node: `HostPriority`.

@@ -12,7 +12,7 @@ use carina_core::{
 };
 use carina_csi::{DRIVER_NAME, TOPOLOGY_KEY};
 use carina_k8s::controller::ClusterVolumes;
-use carina_k8s::scheduler::{Cluster, LARGEST_BODY, router};
+use carina_k8s::scheduler::{Cluster, Journal, LARGEST_BODY, router};
 use carina_k8s::web::Ready;
 use http::{Method, Request};
 use http_body_util::BodyExt;
@@ -46,7 +46,7 @@ impl Extender {
         cluster.synced().await;
         let ready = Ready::default();
         ready.set(true);
-        Self { doors: router(Arc::clone(&cluster), ready), cluster, _tasks: tasks }
+        Self { doors: router(Arc::clone(&cluster), ready, Journal::start()), cluster, _tasks: tasks }
     }
 
     pub async fn send(&self, verb: &str, body: impl Into<Body>) -> (u16, Value) {
@@ -404,6 +404,81 @@ async fn an_immediate_claim_that_its_node_refuses_goes_to_another() {
     assert_eq!(world.nodes[0].volumes().await, []);
 }
 
+/// The controller and the extender have a ledger each. What one decides the other learns from the LogicVolumes;
+/// what is only held between an answer and its sign it can't know, and the node decides.
+#[tokio::test(start_paused = true)]
+async fn claims_placed_by_the_controller_and_pods_placed_by_the_extender_share_the_last_places() {
+    const IMMEDIATE: usize = 25;
+    const PODS: usize = 20;
+    let mut world = World::new(3).await;
+    for i in 0..PODS {
+        world.user.claim(&format!("c{i}"), "ssd", 10).await;
+        world.user.pod(&format!("p{i}"), &[&format!("c{i}")]).await;
+    }
+    world.start();
+    let request = |name: &str| VolumeRequest {
+        group: GroupSelector::Named(GroupName::ssd()),
+        ..crate::controller::ask(name, 10, &[])
+    };
+    // As csi-provisioner does: tried again until it is made.
+    let mut making = JoinSet::new();
+    for i in 0..IMMEDIATE {
+        let (service, request) = (Arc::clone(&world.controller.service), request(&format!("pvc-now-{i}")));
+        making.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(70 * i as u64)).await;
+            let mut refused = 0;
+            loop {
+                match service.create(request.clone()).await {
+                    Ok(made) => return (made.node, refused),
+                    Err(Error::NoCapacity(no)) => assert!(no.to_string().contains("10 GiB"), "{no}"),
+                    Err(other) => panic!("{other}"),
+                }
+                refused += 1;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+    let immediate = making.join_all().await;
+    let placed = async || {
+        let pods = world.user.pods().list(&Default::default()).await.unwrap().items;
+        pods.iter().filter(|pod| pod.spec.as_ref().unwrap().node_name.is_some()).count()
+    };
+    until("every pod has its place", async || (placed().await == PODS).then_some(())).await;
+    for node in &world.nodes {
+        let volumes = node.volumes().await;
+        assert_eq!(volumes.len(), 15, "{}: every place is taken once: {volumes:?}", node.name);
+    }
+    let refused: usize = immediate.iter().map(|(_, refused)| refused).sum();
+    println!("refused: {refused} of the controller's, {} of the extender's", world.refusals.lock().unwrap().len());
+    let too_many = world.controller.service.create(request("pvc-more")).await.unwrap_err();
+    assert!(matches!(too_many, Error::NoCapacity(_)), "{too_many}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_both_gave_away_is_taken_once_and_who_comes_second_is_told() {
+    let world = World::new(1).await;
+    world.user.claim("data", "ssd", 100).await;
+    let pod = world.user.pod("web", &["data"]).await;
+    until("it is offered", async || (world.extender.filter(&pod, &["n1"]).await.0 == ["n1"]).then_some(())).await;
+    // The controller can't know of that offer.
+    let now =
+        VolumeRequest { group: GroupSelector::Named(GroupName::ssd()), ..crate::controller::ask("pvc-now", 100, &[]) };
+    world.controller.service.create(now).await.unwrap();
+    select(&world.user.claims(), "data", Some("n1")).await;
+    let claim = world.user.claims().get("data").await.unwrap();
+    world.extender.filter(&pod, &["n1"]).await;
+    let refused = world.controller.service.create(on_ssd(&format!("pvc-{}", claim.uid().unwrap()), 100, "n1")).await;
+    assert!(matches!(&refused, Err(Error::NoCapacity(no)) if no.asked == Bytes::gib(100)), "{refused:?}");
+    select(&world.user.claims(), "data", None).await;
+    until("it is told why it waits", async || {
+        let (offered, reasons) = world.extender.filter(&pod, &["n1"]).await;
+        assert!(offered.is_empty() || offered == ["n1"]);
+        reasons.get("n1").filter(|reason| reason.starts_with("not enough local storage")).map(|_| ())
+    })
+    .await;
+    assert_eq!(world.nodes[0].volumes().await, [("volume-pvc-now".to_owned(), Bytes::gib(100))]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn pods_fill_the_nodes_to_the_last_place_and_the_one_too_many_is_told_why() {
     const PODS: usize = 46;
@@ -539,6 +614,15 @@ async fn what_cannot_be_is_a_reason_and_never_an_error_of_ours() {
     assert_eq!(reason(&user.pod("p1", &["nowhere"]).await).await, "claim does not exist");
     user.claim("classless", "deleted", 1).await;
     assert_eq!(reason(&user.pod("p2", &["classless"]).await).await, "claim's StorageClass does not exist");
+    user.class("gone", "WaitForFirstConsumer", json!({})).await;
+    user.claim("orphaned", "gone", 1).await;
+    let orphaned = user.pod("p2-gone", &["orphaned"]).await;
+    until("it fits", async || reason(&orphaned).await.is_empty().then_some(())).await;
+    Api::<StorageClass>::all(user.client.clone()).delete("gone", &Default::default()).await.unwrap();
+    until("its class is gone", async || {
+        (reason(&orphaned).await == "claim's StorageClass does not exist").then_some(())
+    })
+    .await;
     user.class("odd", "WaitForFirstConsumer", json!({"carina.storage.io/disk-typ": "ssd"})).await;
     user.claim("odd", "odd", 1).await;
     assert_eq!(reason(&user.pod("p3", &["odd"]).await).await, "claim's StorageClass is not one that carina takes");
@@ -648,12 +732,17 @@ async fn ten_thousand_volumes_are_known_again_soon_after_a_restart() {
         }
     }
     while making.join_next().await.is_some() {}
+    // What it takes at least, here and now: to have them all in memory.
+    let began = std::time::Instant::now();
+    let listed = lvs.list(&Default::default()).await.unwrap().items;
+    let least = began.elapsed();
+    assert_eq!(listed.len(), VOLUMES);
     let began = std::time::Instant::now();
     let extender = Extender::start(&client).await;
     let took = began.elapsed();
     let (undecided, firm, nodes) = extender.cluster.figures();
     assert_eq!((undecided, firm, nodes), (0, VOLUMES / 2, NODES));
-    println!("{VOLUMES} LogicVolumes on {NODES} nodes were known after {took:?}");
-    // A bound for a busy machine and a build without optimization; alone it is well below one second.
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    println!("{VOLUMES} LogicVolumes on {NODES} nodes were known after {took:?}, listed after {least:?}");
+    // Machines differ, and this build isn't optimized: `cargo xtask extender-load` measures the time itself.
+    assert!(took < least * 20, "known after {took:?}, listed after {least:?}");
 }

@@ -7,10 +7,12 @@ use std::time::Duration;
 use carina_k8s::options::SchedulerOptions;
 use carina_k8s::scheduler::{ask, program};
 use clap::Parser;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::agent_program::{free_address, get, soon};
 use crate::api_server::ApiServer;
@@ -19,6 +21,7 @@ use crate::manifests;
 use crate::scheduler::User;
 use crate::server::Server;
 use crate::sim_node::Node;
+use crate::webhook::{connector, exchange};
 
 struct Program {
     extender: String,
@@ -31,6 +34,10 @@ struct Program {
 
 impl Program {
     fn start(server: &impl Server, name: &str) -> Self {
+        Self::start_with(server, name, &[])
+    }
+
+    fn start_with(server: &impl Server, name: &str, more: &[&str]) -> Self {
         let (extender, http, metrics) = (free_address(), free_address(), free_address());
         let config = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(config.path(), r#"{"diskSelector": []}"#).unwrap();
@@ -50,7 +57,7 @@ impl Program {
             "--config",
             &path,
         ];
-        let options = SchedulerOptions::try_parse_from(arguments).unwrap();
+        let options = SchedulerOptions::try_parse_from(arguments.iter().chain(more)).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let client = server.client();
         let ended = tokio::spawn(async move {
@@ -157,4 +164,82 @@ async fn a_leader_that_is_gone_is_followed_after_a_lease_and_an_answers_time() {
     };
     crate::sim_node::until("the second leads", holder).await;
     second.stop().await;
+}
+
+/// What the next leader has to wait for is what this one knows alone: the answers without a sign of a choice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_ends_says_how_long_its_answers_hold() {
+    let server = ApiServer::new();
+    let node = Node::started(&server, "n1").await;
+    published(&server, &[&node]).await;
+    let user = User { client: Server::client(&server) };
+    user.class("ssd", "WaitForFirstConsumer", json!({"carina.storage.io/disk-group-name": "ssd"})).await;
+    user.claim("data", "ssd", 50).await;
+    let pod = user.pod("web", &["data"]).await;
+    let question = json!({"Pod": pod, "NodeNames": ["n1"]});
+    let wait = async |asked: bool| {
+        let program = Program::start(&server, "one");
+        soon("it leads", async || (get(&program.http, "/readyz").await?.0 == 200).then_some(())).await;
+        if asked {
+            let (code, answer) = program.post("filter", &question).await;
+            assert_eq!((code, &answer["NodeNames"]), (200, &json!(["n1"])), "{answer}");
+        }
+        program.stop().await;
+        let lease = server.object("coordination.k8s.io/leases", "kube-system/carina-scheduler-extender").unwrap();
+        assert!(lease["spec"]["holderIdentity"].is_null(), "{lease}");
+        lease["metadata"]["annotations"]["carina.storage.io/wait-seconds"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(wait(false).await, "0", "nothing is known to it alone");
+    assert_eq!(wait(true).await, "1", "an answer holds for a second");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_port_speaks_tls_to_who_trusts_it_and_waits_for_nobody() {
+    let server = ApiServer::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let made = rcgen::generate_simple_self_signed(["carina-scheduler.kube-system.svc".to_owned()]).unwrap();
+    std::fs::write(path("tls.crt"), made.cert.pem()).unwrap();
+    std::fs::write(path("tls.key"), made.signing_key.serialize_pem()).unwrap();
+    let files = ["--tls-cert-file", &path("tls.crt"), "--tls-key-file", &path("tls.key")];
+    let program = Program::start_with(&server, "one", &files);
+    soon("it leads", async || (get(&program.http, "/readyz").await?.0 == 200).then_some(())).await;
+
+    // One address with more connections than it may have, which never say hello.
+    let mut silent = Vec::new();
+    for _ in 0..600 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        silent.push(socket.connect(program.extender.parse().unwrap()).await.unwrap());
+    }
+    let connect = async |authorities: &str, name: &'static str| {
+        let stream = TcpStream::connect(&program.extender).await.unwrap();
+        let name = ServerName::try_from(name).unwrap();
+        connector(authorities, Timestamp::now()).connect(name, stream).await
+    };
+    let (svc, body) =
+        ("carina-scheduler.kube-system.svc", json!({"Pod": {"metadata": {"name": "p"}}, "NodeNames": ["n1"]}));
+    let stream = connect(&made.cert.pem(), svc).await.unwrap();
+    let (code, answer) = exchange(stream, "/filter", body.to_string().as_bytes()).await;
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!((code, &answer["NodeNames"]), (200, &json!(["n1"])));
+    // A client that trusts somebody else, or looks for somebody else, doesn't talk to it.
+    let other = rcgen::generate_simple_self_signed([svc.to_owned()]).unwrap();
+    let refused = connect(&other.cert.pem(), svc).await.unwrap_err().to_string();
+    assert!(refused.contains("certificate"), "{refused}");
+    assert!(connect(&made.cert.pem(), "kubernetes.default.svc").await.is_err());
+    // One that speaks without TLS is answered nothing.
+    let mut plain = TcpStream::connect(&program.extender).await.unwrap();
+    plain.write_all(b"POST /filter HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+    let mut rest = Vec::new();
+    let _ = plain.read_to_end(&mut rest).await;
+    assert!(!rest.starts_with(b"HTTP"), "{}", String::from_utf8_lossy(&rest));
+    // Too large, by what it says: told before it is sent.
+    let mut large = connect(&made.cert.pem(), svc).await.unwrap();
+    large.write_all(b"POST /filter HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999999\r\n\r\n").await.unwrap();
+    let mut code = [0; 12];
+    large.read_exact(&mut code).await.unwrap();
+    assert_eq!(&code, b"HTTP/1.1 413");
+    drop(silent);
+    program.stop().await;
 }

@@ -351,9 +351,7 @@ impl Run<'_> {
         let mut reasons: BTreeMap<&'static str, usize> = BTreeMap::new();
         if self.race.with_ledger {
             let nodes = self.names.iter().map(String::as_str);
-            for (_, reason) in self.offers.why_not(&self.pods[pod].request, nodes) {
-                *reasons.entry(reason.summary()).or_default() += 1;
-            }
+            reasons = self.offers.why_not(&self.pods[pod].request).tally(nodes);
         }
         if reasons.keys().any(|reason| reason.contains("being scheduled")) {
             self.finish.waited += 1;
