@@ -114,6 +114,17 @@ async fn filesystems_grow_online_on_scsi_and_nvme() {
             backend.delete(&volume.id).await.unwrap();
         }
         until_free(&backend, &group, whole).await;
+        // Over the same place, nobody finds what was there.
+        let tenant = async |name: &str| {
+            let volume = backend.create(&group, &request(name, Bytes::mib(40))).await.unwrap();
+            (volume.id.clone(), backend.attach(&volume.id).await.unwrap())
+        };
+        let (first, device) = tenant("pvc-first").await;
+        fill(&device, 40, 0xA5);
+        backend.delete(&first).await.unwrap();
+        until_free(&backend, &group, whole).await;
+        let (_, device) = tenant("pvc-second").await;
+        assert_eq!(count(&device, 40, 0), 40 << 20, "{bus}");
         let verify = sh(&format!("sfdisk --verify {}", disk.path.display()));
         assert!(verify.contains("No errors"), "{verify}");
     }
