@@ -117,6 +117,12 @@ pub fn move_extents(scope: &Scope<'_>, disk: &Path, first: u64, last: u64) -> Co
     scope.command("pvmove", ["--interval", "1"]).and([range]).deadline(MOVE)
 }
 
+/// Goes on with a move off a disk that was begun, after its mirror has gone down with the machine: named,
+/// the disk's move is brought up first, without a name it is taken for interrupted.
+pub fn restart_move(scope: &Scope<'_>, disk: &Path) -> Command {
+    scope.command("pvmove", ["--interval", "1"]).and([path(disk)]).deadline(MOVE)
+}
+
 /// Waits for a move that was cut, and finishes it.
 pub fn resume_moves(scope: &Scope<'_>) -> Command {
     scope.command("pvmove", ["--interval", "1"]).deadline(MOVE)

@@ -85,6 +85,15 @@ impl LvmBackend {
         let scope = emptying.group.scope(self.dialect().await?);
         if is_moving(&emptying.group.text) {
             self.run_move(&what, &argv::resume_moves(&scope)).await?;
+            if is_moving(&self.emptying(name, uuid).await?.group.text) {
+                self.run_move(&what, &argv::restart_move(&scope, &emptying.device)).await?;
+            }
+            if is_moving(&self.emptying(name, uuid).await?.group.text) {
+                return Err(Error::Precondition(format!(
+                    "{what}: a move that was cut doesn't go on; look at `lvs -a {name}`, and give it up with `pvmove \
+                     --abort`"
+                )));
+            }
         } else if let Some((first, last)) = stretch(&emptying.text, piece, emptying.group.layout().extent) {
             let moved = self.run_move(&what, &argv::move_extents(&scope, &emptying.device, first, last)).await;
             // LVM (2.03.16 at least) moves volumes that are up and ones that are not (the spare for metadata)
