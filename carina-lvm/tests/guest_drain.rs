@@ -1,4 +1,5 @@
-//! Emptying disks on real LVM: under writes, with the processes killed in the middle, cancelled, refused.
+//! Emptying disks on real LVM: under writes, with a process killed in the middle, cancelled, refused. That
+//! a move goes on after a loss of power is shown by `cargo xtask soak`.
 //!
 //! guest: disks=ssd:20G,ssd:20G,ssd:20G memory=1G timeout=12m
 
@@ -53,7 +54,7 @@ fn sum(device: &str, mib: u64) -> String {
 #[tokio::test]
 async fn a_disk_is_emptied_under_live_writes() {
     let (lab, disks) = two_disks().await;
-    let volume = lab.create("a", Bytes::mib(256)).await.unwrap();
+    let volume = lab.create("a", Bytes::mib(192)).await.unwrap();
     let device = lab.backend.attach(&volume.id).await.unwrap();
     let device = device.display();
     sh(&format!("dd if=/dev/urandom of={device} bs=1M count=128 oflag=direct status=none"));
@@ -61,20 +62,21 @@ async fn a_disk_is_emptied_under_live_writes() {
     let from = fullest();
     // Writes go on in the second half, each block with its number.
     sh(&format!(
-        "rm -f /tmp/stop /tmp/written; (n=0; while [ ! -e /tmp/stop ]; do printf '%04096d' $n | dd of={device} bs=4k \
+        "rm -f /tmp/stop /tmp/written; touch /tmp/writing; (n=0; while [ ! -e /tmp/stop ]; do printf '%04096d' $n | dd of={device} bs=4k \
          seek=$((32768 + n)) oflag=direct conv=notrunc iflag=fullblock status=none || break; n=$((n+1)); echo $n > \
-         /tmp/written.new; mv /tmp/written.new /tmp/written; done) >/dev/null 2>&1 &"
+         /tmp/written.new; mv /tmp/written.new /tmp/written; done; rm /tmp/writing) >/dev/null 2>&1 &"
     ));
     let drain = begin(&lab, &from).await.unwrap();
-    assert!(drain.left >= Bytes::mib(256), "{drain}");
+    assert!(drain.left >= Bytes::mib(192), "{drain}");
     // It counts as gone: no volume is put on it, and none is promised its room.
     let beside = lab.group().await;
     assert!(beside.size < Bytes::gib(20), "{}", beside.size);
     let pieces = finish(&lab, &drain.key, Bytes::mib(64)).await;
-    assert!(pieces >= 4, "{pieces}");
+    assert!(pieces >= 3, "{pieces}");
     // Beside it, volumes were made as ever.
     let second = lab.create("b", Bytes::mib(64)).await.unwrap();
-    let written: u64 = sh("touch /tmp/stop; sleep 1; cat /tmp/written").trim().parse().unwrap();
+    let written: u64 =
+        sh("touch /tmp/stop; while [ -e /tmp/writing ]; do sleep 0.05; done; cat /tmp/written").trim().parse().unwrap();
     assert!(written > 10, "{written}");
     assert_eq!(sum(&device.to_string(), 128), before);
     for n in [0, written / 2, written - 1] {
@@ -85,6 +87,9 @@ async fn a_disk_is_emptied_under_live_writes() {
     assert_eq!((group.health.clone(), group.disks.len()), (Health::Ok, 1));
     assert!(!group.disks.contains(&from));
     lab.check_cache().await;
+    // The last disk of a group has nowhere to move to.
+    let last = group.disks[0].clone();
+    assert!(matches!(begin(&lab, &last).await, Err(Error::Precondition(m)) if m.contains("no other disk")));
 
     // It keeps LVM's mark, so that no scan takes it for bare, until it is given back.
     let there = lab.backend.disks().await.unwrap().into_iter().find(|d| d.name == from).unwrap();
@@ -111,12 +116,12 @@ fn cut_move(disk: &str) {
 }
 
 #[tokio::test]
-async fn a_move_that_is_killed_is_given_up_or_gone_on_with() {
+async fn a_move_that_is_killed_can_be_given_up() {
     let (lab, _) = two_disks().await;
-    let volume = lab.create("a", Bytes::mib(256)).await.unwrap();
+    let volume = lab.create("a", Bytes::mib(128)).await.unwrap();
     let device = lab.backend.attach(&volume.id).await.unwrap().display().to_string();
-    sh(&format!("dd if=/dev/urandom of={device} bs=1M count=256 oflag=direct status=none"));
-    let (before, whole) = (sum(&device, 256), lab.group().await);
+    sh(&format!("dd if=/dev/urandom of={device} bs=1M count=128 oflag=direct status=none"));
+    let (before, whole) = (sum(&device, 128), lab.group().await);
     // Off the disk goes the spare by itself, then the rest, so that the cut moves are the volume's.
     let from = fullest();
     let first = lab.backend.disks().await.unwrap().into_iter().find(|d| d.name == from).unwrap();
@@ -130,26 +135,10 @@ async fn a_move_that_is_killed_is_given_up_or_gone_on_with() {
     let now = lab.group().await;
     // LVM's text is longer for the pieces that a volume is in now.
     assert_eq!(now, DeviceGroup { volumes_left: now.volumes_left, ..whole });
-    assert_eq!(sum(&device, 256), before);
+    assert_eq!(sum(&device, 128), before);
     assert_eq!(lab.backend.drains().await.unwrap(), []);
     let state = sh(&format!("lvs -a --noheadings -o lv_name {VG}; pvs --noheadings -o pv_attr,pv_tags"));
     assert!(!state.contains("pvmove") && !state.contains("drain"), "{state}");
-
-    lab.backend.begin_drain(&GroupName::ssd(), &planned(&first), DrainBy::Config).await.unwrap();
-    cut_move(&from);
-    let restarted = Lab::restart().await;
-    assert_eq!(restarted.backend.drains().await.unwrap().len(), 1, "it is on record");
-    finish(&restarted, &drain.key, Bytes::gib(1)).await;
-    assert_eq!(sum(&device, 256), before);
-    let group = restarted.group().await;
-    assert_eq!((group.health.clone(), group.disks.contains(&from)), (Health::Ok, false));
-    assert!(!sh(&format!("lvs -a --noheadings -o lv_name {VG}")).contains("pvmove"));
-    // The config goes on naming it, so it needs no mark.
-    let there = restarted.backend.disks().await.unwrap().into_iter().find(|d| d.name == from).unwrap();
-    assert!(there.not_bare(Bytes::ZERO).is_empty(), "{there:?}");
-    // The last disk of a group has nowhere to move to.
-    let last = group.disks[0].clone();
-    assert!(matches!(begin(&restarted, &last).await, Err(Error::Precondition(m)) if m.contains("no other disk")));
 }
 
 #[tokio::test]
