@@ -17,6 +17,7 @@ use carina_k8s::LogicVolume;
 use carina_k8s::controller::program;
 use carina_k8s::options::ControllerOptions;
 use clap::Parser;
+use http::Method;
 use kube::api::PostParams;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -24,7 +25,7 @@ use tonic::Code;
 use tonic::transport::Endpoint;
 
 use crate::agent_program::{Program, free_address, get, soon};
-use crate::api_server::ApiServer;
+use crate::api_server::{ApiServer, Fault};
 use crate::manifests;
 use crate::orphans::{get as stored, lvs, object};
 use crate::server::Server;
@@ -101,6 +102,26 @@ async fn an_idle_cluster_asks_for_nothing_but_watches_and_leases() {
     stop.send(()).unwrap();
     ended.await.unwrap().unwrap();
     agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_is_forbidden_is_named_by_readyz_until_it_is_allowed() {
+    let server = ApiServer::new();
+    server.inject(Method::GET, "/nodestorageresources", usize::MAX, Fault::Status(403));
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("csi.sock").display().to_string();
+    let http = free_address();
+    let (stop, ended) = start(&server, &socket, &http, &free_address());
+    let said = soon("readyz says what is lacking", async || {
+        let (code, text) = get(&http, "/readyz").await?;
+        (code == 503 && text.contains("nodestorageresources are not watched")).then_some(text)
+    })
+    .await;
+    assert!(said.contains("deploy/kubernetes/controller.yaml"), "{said}");
+    server.clear_faults();
+    soon("it is ready", async || (get(&http, "/readyz").await?.0 == 200).then_some(())).await;
+    stop.send(()).unwrap();
+    ended.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
