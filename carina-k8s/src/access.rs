@@ -15,6 +15,8 @@ pub struct Account {
 pub const NODE: Account = Account { name: "csi-carina-node", manifest: "deploy/kubernetes/node.yaml" };
 /// The controller.
 pub const CONTROLLER: Account = Account { name: "carina-controller", manifest: "deploy/kubernetes/controller.yaml" };
+/// The scheduler's extender.
+pub const SCHEDULER: Account = Account { name: "carina-scheduler", manifest: "deploy/kubernetes/scheduler.yaml" };
 
 /// What a failed request means, in words; whether it stays so until somebody acts.
 #[must_use]

@@ -5,13 +5,14 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use carina_core::{Error, Result};
 use futures::StreamExt;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 
-use crate::access::{CONTROLLER, explain_watch};
+use crate::access::{Account, explain_watch};
 
 /// How long a refusal holds that isn't heard again: a watch that fails is tried again within half a minute.
 const REFUSED_FOR: Duration = Duration::from_secs(120);
@@ -31,6 +32,8 @@ pub struct Mirror<K> {
     standing: watch::Sender<Option<String>>,
     /// Which objects are of use; the others are let go as they come.
     wanted: fn(&K) -> bool,
+    /// Who watches.
+    account: Account,
 }
 
 /// The name of an object; `namespace/name` where the kind has namespaces.
@@ -50,8 +53,19 @@ pub enum Change<'a, K> {
     Gone(&'a K),
 }
 
-impl<K> Default for Mirror<K> {
-    fn default() -> Self {
+impl<K> Mirror<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    /// A mirror of all objects of a kind, as this account may see them.
+    #[must_use]
+    pub fn new(account: Account) -> Self {
+        Self::of(account, |_| true)
+    }
+
+    /// A mirror of some objects of a kind.
+    #[must_use]
+    pub fn of(account: Account, wanted: fn(&K) -> bool) -> Self {
         Self {
             objects: Mutex::default(),
             waiting: Mutex::default(),
@@ -59,19 +73,9 @@ impl<K> Default for Mirror<K> {
             synced: watch::Sender::new(false),
             refused: watch::Sender::new(None),
             standing: watch::Sender::new(Some("the first list is waited for".to_owned())),
-            wanted: |_| true,
+            wanted,
+            account,
         }
-    }
-}
-
-impl<K> Mirror<K>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-{
-    /// A mirror of some objects of a kind.
-    #[must_use]
-    pub fn of(wanted: fn(&K) -> bool) -> Self {
-        Self { wanted, ..Self::default() }
     }
 
     /// The object of this name (`namespace/name` where the kind has namespaces).
@@ -92,8 +96,19 @@ where
         let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
     }
 
+    /// Waits until the watch has brought all that there is.
+    ///
+    /// # Errors
+    /// [`Error::Unhealthy`] with the remedy, if the API server refuses the watch: nothing would come of waiting.
+    pub async fn known(&self) -> Result<()> {
+        tokio::select! {
+            () = self.synced() => Ok(()),
+            reason = self.refused() => Err(Error::Unhealthy(reason)),
+        }
+    }
+
     /// Waits until the API server refuses the watch for a reason that stays until somebody acts.
-    pub async fn refused(&self) -> String {
+    async fn refused(&self) -> String {
         let mut refused = self.refused.subscribe();
         loop {
             if let Some(reason) = refused.borrow_and_update().clone() {
@@ -198,7 +213,7 @@ where
                     self.is_allowed();
                 }
                 Err(error) => {
-                    let (words, stays) = explain_watch(&error, CONTROLLER);
+                    let (words, stays) = explain_watch(&error, self.account);
                     let words = format!("{} are not watched: {words}", K::plural(&()));
                     tracing::warn!("{words} (tried again)");
                     // What was watched once is known; a refusal is for a person all the same.

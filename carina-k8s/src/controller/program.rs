@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Allocator, Candidate, Change, ClusterVolumes, Mirror, Upkeep, node_storage_map, pages, webhook};
+use crate::access::CONTROLLER;
 use crate::clock::Clock;
 use crate::event::Recorder;
 use crate::logic_volume::LogicVolume;
@@ -40,8 +41,14 @@ pub async fn run(
     let patience = Duration::from_secs(options.agent_timeout);
     let events = Recorder::new(client.clone(), "carina-controller", &options.pod_name);
     let (allocator, chooser) = (Arc::clone(&cluster.allocator), Arc::clone(&cluster.allocator));
-    let service =
-        ClusterVolumes::new(client.clone(), Arc::clone(&volumes), cluster.allocator, events.clone(), patience);
+    let service = ClusterVolumes::new(
+        client.clone(),
+        Arc::clone(&volumes),
+        Arc::clone(&nodes),
+        cluster.allocator,
+        events.clone(),
+        patience,
+    );
 
     let mut tasks = cluster.tasks;
     let settings = watch::Sender::new(config);
@@ -152,7 +159,7 @@ pub struct Cluster {
 /// Follows a cluster.
 #[must_use]
 pub fn follow(client: Client, strategy: carina_core::Strategy) -> Cluster {
-    let (volumes, nodes) = (Arc::new(Mirror::default()), Arc::new(Mirror::default()));
+    let (volumes, nodes) = (Arc::new(Mirror::new(CONTROLLER)), Arc::new(Mirror::new(CONTROLLER)));
     let allocator = Arc::new(Allocator::new(strategy));
     let mut tasks = JoinSet::new();
     let (mirror, ledger, api) = (Arc::clone(&volumes), Arc::clone(&allocator), Api::all(client.clone()));

@@ -23,6 +23,7 @@ use crate::failure::{DELETED, HEALTHY, READY, RESIZED, recorded};
 use crate::logic_volume::{
     DELETE_STORAGE, EXCLUSIVE, FAILED, LogicVolume, REQUESTED_AT, SIZE_LIMIT, SUCCESS, object_name, object_names,
 };
+use crate::node_storage::NodeStorageResource;
 
 /// How long an agent may take before it is told, on the claim, what is being waited for.
 const TOLD_AFTER: Duration = Duration::from_secs(20);
@@ -32,6 +33,7 @@ const TOLD_AFTER: Duration = Duration::from_secs(20);
 pub struct ClusterVolumes {
     api: Api<LogicVolume>,
     volumes: Arc<Mirror<LogicVolume>>,
+    nodes: Arc<Mirror<NodeStorageResource>>,
     allocator: Arc<Allocator>,
     events: Recorder,
     /// How long a call waits for an agent.
@@ -54,6 +56,7 @@ impl ClusterVolumes {
     pub fn new(
         client: Client,
         volumes: Arc<Mirror<LogicVolume>>,
+        nodes: Arc<Mirror<NodeStorageResource>>,
         allocator: Arc<Allocator>,
         events: Recorder,
         patience: Duration,
@@ -61,6 +64,7 @@ impl ClusterVolumes {
         Self {
             api: Api::all(client),
             volumes,
+            nodes,
             allocator,
             events,
             patience,
@@ -76,11 +80,7 @@ impl ClusterVolumes {
     async fn alone<T>(&self, name: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
         let _turn = Turn::take(&self.in_flight, name)?;
         let call = async {
-            tokio::select! {
-                () = self.volumes.synced() => {}
-                // Nothing would come of waiting.
-                reason = self.volumes.refused() => return Err(Error::Unhealthy(reason)),
-            }
+            self.volumes.known().await?;
             call.await
         };
         tokio::pin!(call);
@@ -181,6 +181,8 @@ impl ClusterVolumes {
 
     /// Chooses a place and makes the LogicVolume that records it.
     async fn place(&self, request: &VolumeRequest) -> Result<Arc<LogicVolume>> {
+        // "No room" may not be said of nodes that nobody has looked at yet.
+        self.nodes.known().await?;
         let (node, group) = self.allocator.place(request)?;
         let object = LogicVolume::for_request(request, &node, &group);
         match self.api.create(&PostParams::default(), &object).await {
@@ -403,6 +405,7 @@ impl VolumeService for ClusterVolumes {
     }
 
     async fn room(&self, kind: &VolumeKind, node: Option<&str>) -> Result<Room> {
+        self.nodes.known().await?;
         Ok(self.allocator.room(kind, node))
     }
 

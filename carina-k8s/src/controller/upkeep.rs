@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use self::act::Acting;
 use self::decide::{Seen, Standing, Step, decide};
 use super::{Allocator, Mirror};
+use crate::access::CONTROLLER;
 use crate::clock::Clock;
 use crate::event::Recorder;
 use crate::logic_volume::{LogicVolume, object_name};
@@ -87,8 +88,8 @@ impl Upkeep {
         clock: Clock,
         events: Recorder,
     ) -> Self {
-        let persistent = Arc::new(Mirror::of(|pv| Ours::of(pv).is_some()));
-        let nodes = Arc::<Mirror<_>>::default();
+        let persistent = Arc::new(Mirror::of(CONTROLLER, |pv| Ours::of(pv).is_some()));
+        let nodes = Arc::new(Mirror::new(CONTROLLER));
         let acting = Acting::new(
             &client,
             namespace,

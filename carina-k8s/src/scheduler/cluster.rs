@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::asks::{self, Asks, Records, SELECTED_NODE, Trouble, claim_keys, claim_of, has_failed};
 use super::pod::Pod;
+use crate::access::SCHEDULER;
 use crate::controller::{Change, Mirror, key};
 use crate::failure::{READY, recorded};
 use crate::logic_volume::{LogicVolume, object_name};
@@ -63,12 +64,12 @@ impl Cluster {
     #[must_use]
     pub fn new(strategy: Strategy, patience: Duration) -> Arc<Self> {
         Arc::new(Self {
-            nodes: Mirror::default(),
-            volumes: Mirror::default(),
-            claims: Mirror::default(),
-            persistent_volumes: Mirror::default(),
-            classes: Mirror::default(),
-            pods: Mirror::of(Pod::may_have_claims),
+            nodes: Mirror::new(SCHEDULER),
+            volumes: Mirror::new(SCHEDULER),
+            claims: Mirror::new(SCHEDULER),
+            persistent_volumes: Mirror::new(SCHEDULER),
+            classes: Mirror::new(SCHEDULER),
+            pods: Mirror::of(SCHEDULER, Pod::may_have_claims),
             desk: Mutex::new(Desk { offers: Offers::new(strategy, patience), asked: HashMap::new(), closed: false }),
             began: Instant::now(),
         })

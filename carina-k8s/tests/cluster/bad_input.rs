@@ -12,14 +12,19 @@ const ALWAYS: usize = 1_000_000;
 
 #[tokio::test(start_paused = true)]
 async fn a_controller_without_its_definitions_or_its_roles_says_so_at_once() {
-    for (code, remedy) in [(404, "deploy/kubernetes/crds"), (403, "the roles of deploy/kubernetes/controller.yaml")] {
+    let refusals = [(404, "deploy/kubernetes/crds"), (403, "the roles of deploy/kubernetes/controller.yaml")];
+    // Without its nodes it would find no room in an empty cluster.
+    for (kind, (code, remedy)) in
+        ["logicvolumes", "nodestorageresources"].into_iter().flat_map(|kind| refusals.map(|refusal| (kind, refusal)))
+    {
         let server = ApiServer::new();
         let _node = Node::started(&server, "n1").await;
-        server.inject(Method::GET, "/logicvolumes", ALWAYS, Fault::Status(code));
+        server.inject(Method::GET, &format!("/{kind}"), ALWAYS, Fault::Status(code));
         let controller = Controller::start(&server).await;
         let before = tokio::time::Instant::now();
         let refused = controller.service.create(ask("pvc-1", 1, &[])).await.unwrap_err();
         assert!(matches!(refused, Error::Unhealthy(_)) && refused.to_string().contains(remedy), "{refused}");
+        assert!(refused.to_string().contains(kind), "{refused}");
         assert!(before.elapsed().as_secs() < 30, "not only when the call times out");
         server.clear_faults();
         let made =

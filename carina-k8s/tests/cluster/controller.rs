@@ -28,10 +28,9 @@ pub struct Controller {
 impl Controller {
     pub async fn start(server: &impl Server) -> Self {
         let Cluster { volumes, nodes, allocator, tasks } = follow(server.client(), Strategy::Spreadout);
-        nodes.synced().await;
         let patience = Duration::from_secs(140);
         let events = Recorder::new(server.client(), "carina-controller", "one");
-        let service = Arc::new(ClusterVolumes::new(server.client(), volumes, allocator, events, patience));
+        let service = Arc::new(ClusterVolumes::new(server.client(), volumes, nodes, allocator, events, patience));
         Self { service, _tasks: tasks }
     }
 }

@@ -187,7 +187,7 @@ async fn where_rebuilding_is_off_deleting_the_claim_and_making_it_again_works() 
     let Cluster { volumes, nodes, allocator, tasks } = follow(server.client(), carina_core::Strategy::Spreadout);
     nodes.synced().await;
     let events = Recorder::new(server.client(), "carina-controller", "c1");
-    let service = ClusterVolumes::new(server.client(), volumes, allocator, events, Duration::from_secs(140));
+    let service = ClusterVolumes::new(server.client(), volumes, nodes, allocator, events, Duration::from_secs(140));
     service.delete(&"volume-pvc-1".parse().unwrap()).await.unwrap();
     assert!(get(&server, "pvc-1").is_none());
     let api: Api<PersistentVolume> = Api::all(server.client());
