@@ -36,10 +36,10 @@ const LATEST_CUT: Duration = Duration::from_secs(8);
 /// A cut that is aimed at a move comes this long after it has begun at the
 /// latest: LVM looks whether it is done once a second.
 const LATEST_IN_MOVE: Duration = Duration::from_millis(300);
+/// From how many rounds on each aim has to be met.
+const ALL_AIMS: u32 = 4;
 /// What the cuts are aimed at, in turn.
-const AIMS: [Aim; 4] = [Aim::Anywhere, Aim::Join, Aim::Anywhere, Aim::Move];
-/// From how many rounds on each of them has to be met.
-const ALL_AIMS: u32 = AIMS.len() as u32;
+const AIMS: [Aim; ALL_AIMS as usize] = [Aim::Anywhere, Aim::Join, Aim::Anywhere, Aim::Move];
 /// In how many more rounds a cut is aimed at what none has met.
 const MORE_ROUNDS: u32 = 6;
 
@@ -74,7 +74,7 @@ impl Soak {
     /// The short form that CI runs.
     pub fn short() -> Self {
         // The tests compare enough placements.
-        Self { rounds: 3, seed: Some(1), placements: 0, tables: 0, volumes: 0, nodes: 0, accel: Choice::Auto }
+        Self { rounds: ALL_AIMS, seed: Some(1), placements: 0, tables: 0, volumes: 0, nodes: 0, accel: Choice::Auto }
     }
 
     /// Runs all rounds; the exit code says whether everything held.

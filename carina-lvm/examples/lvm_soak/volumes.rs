@@ -9,9 +9,9 @@ use carina_core::{Bytes, Health, SizeRange, VolumeBackend, VolumeName, VolumeReq
 use crate::{Operation, Outcome, Soak, Verb, group};
 
 /// What is written and compared at a time.
-const PIECE: u64 = 1 << 20;
+const PIECE: usize = 1 << 20;
 /// Each of these has its own content.
-const BLOCK: u64 = 4096;
+const BLOCK: usize = 4096;
 
 impl Soak {
     pub(crate) async fn create(&mut self, name: &str, size: Bytes) -> Outcome<()> {
@@ -74,13 +74,13 @@ struct Content {
 
 impl Content {
     fn new(name: &str) -> Self {
-        let block: Vec<u8> = name.bytes().chain([b';']).cycle().take(BLOCK as usize).collect();
-        Self { piece: block.repeat((PIECE / BLOCK) as usize) }
+        let block: Vec<u8> = name.bytes().chain([b';']).cycle().take(BLOCK).collect();
+        Self { piece: block.repeat(PIECE / BLOCK) }
     }
 
     fn at(&mut self, at: u64) -> &[u8] {
-        for (n, block) in self.piece.chunks_exact_mut(BLOCK as usize).enumerate() {
-            let place = at + n as u64 * BLOCK;
+        for (n, block) in self.piece.chunks_exact_mut(BLOCK).enumerate() {
+            let place = at + (n * BLOCK) as u64;
             block[..8].copy_from_slice(&place.to_le_bytes());
         }
         &self.piece
@@ -91,7 +91,7 @@ fn fill(device: &Path, name: &str, from: u64, to: u64) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).open(device)?;
     file.seek(SeekFrom::Start(from))?;
     let mut content = Content::new(name);
-    for at in (from..to).step_by(PIECE as usize) {
+    for at in (from..to).step_by(PIECE) {
         file.write_all(content.at(at))?;
     }
     file.sync_all()
@@ -99,8 +99,8 @@ fn fill(device: &Path, name: &str, from: u64, to: u64) -> io::Result<()> {
 
 fn compare(device: &Path, name: &str, size: u64) -> Outcome<()> {
     let mut file = File::open(device)?;
-    let (mut content, mut piece) = (Content::new(name), vec![0; PIECE as usize]);
-    for at in (0..size).step_by(PIECE as usize) {
+    let (mut content, mut piece) = (Content::new(name), vec![0; PIECE]);
+    for at in (0..size).step_by(PIECE) {
         file.read_exact(&mut piece)?;
         if piece != content.at(at) {
             return Err(format!("the data of {name} is lost in the MiB at {at}").into());
