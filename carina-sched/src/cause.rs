@@ -1,7 +1,7 @@
 //! Why a node won't do, as it is found: nothing is copied and nothing worded until somebody wants to read it,
 //! for a scheduler asks about thousands of nodes at once.
 
-use carina_core::{Bytes, VolumeType};
+use carina_core::{Bytes, VolumeCost};
 
 use crate::compiled::{Need, cost};
 use crate::packing::{Packer, RawClaim};
@@ -25,99 +25,134 @@ pub(crate) enum Cause<'a> {
     Together { held: bool },
 }
 
-/// Whether a claim may go to a group, whatever the room.
-fn may(claim: &Claim, group: &Group) -> bool {
-    group.figures.matches(claim.volume_type, &claim.group)
+/// What a request asks of each kind of group that there is, worked out once for thousands of nodes.
+pub(crate) struct Search<'a> {
+    request: &'a PodRequest,
+    pinned: Option<&'a str>,
+    kinds: usize,
+    /// By claim and kind of group: whether the claim may go there, whatever the room.
+    may: Vec<bool>,
+    extents: usize,
+    /// By claim and extent.
+    costs: Vec<Option<VolumeCost>>,
 }
 
-fn held_in<'n>(node: &'n Node, group: &'n Group) -> impl Iterator<Item = &'n Hold> {
-    node.holds.iter().filter(|hold| hold.group == group.figures.name)
-}
-
-impl ClusterView {
-    /// Why a request cannot go to a node where it doesn't fit.
-    pub(crate) fn why_not(&self, request: &PodRequest, node: &Node) -> Reason {
-        Cause::of(request, node).reason(request, node)
+impl<'a> Search<'a> {
+    pub fn new(view: &ClusterView, request: &'a PodRequest) -> Self {
+        let (columns, extents) = (view.columns(), view.extents());
+        let claims = || request.claims.iter();
+        Self {
+            request,
+            pinned: request.pinned().ok().flatten(),
+            kinds: columns.len(),
+            may: claims()
+                .flat_map(|claim| columns.iter().map(|kind| kind.key.matches(claim.volume_type, &claim.group)))
+                .collect(),
+            extents: extents.len(),
+            costs: claims().flat_map(|claim| extents.iter().map(|extent| cost(claim, *extent))).collect(),
+        }
     }
-}
 
-impl<'a> Cause<'a> {
-    /// Why a request cannot go to a node where it doesn't fit.
-    pub fn of(request: &'a PodRequest, node: &'a Node) -> Self {
-        if let Ok(Some(to)) = request.pinned()
+    /// Why the request cannot go to a node where it doesn't fit.
+    pub fn cause<'n>(&self, node: &'n Node) -> Cause<'n>
+    where
+        'a: 'n,
+    {
+        if let Some(to) = self.pinned
             && to != node.name.as_ref()
         {
-            return Self::Pinned(to);
+            return Cause::Pinned(to);
         }
-        if !request.topology.allows(&node.labels) {
-            return Self::Topology;
+        if !self.request.topology.allows(&node.labels) {
+            return Cause::Topology;
         }
         if !node.ready {
-            return Self::NotReady;
+            return Cause::NotReady;
         }
-        for claim in &request.claims {
-            let mut groups = node.groups.iter().filter(|group| may(claim, group));
-            let Some(first) = groups.next() else { return Self::NoGroup(claim) };
+        let claims = 0..self.request.claims.len();
+        for (claim, asked) in self.request.claims.iter().enumerate() {
+            let mut groups = self.groups(node, claim);
+            let Some(first) = groups.next() else { return Cause::NoGroup(asked) };
             if let Some(evidence) = first.refuses()
                 && groups.all(|group| group.refuses().is_some())
             {
-                return Self::Unhealthy(first, evidence);
+                return Cause::Unhealthy(first, evidence);
             }
         }
         // Groups that some claims have to themselves, and then claims that fit nowhere even alone.
-        let choices = |claim: &Claim| node.groups.iter().filter(|group| may(claim, group)).count();
         for group in &node.groups {
-            let must = request.claims.iter().filter(|claim| may(claim, group) && choices(claim) == 1);
-            if let Some(cause) = Self::lacks(node, group, must) {
+            let must = claims.clone().filter(|claim| self.may(*claim, group) && self.groups(node, *claim).count() == 1);
+            if let Some(cause) = self.lacks(node, group, must) {
                 return cause;
             }
         }
-        for claim in &request.claims {
-            let groups = || node.groups.iter().filter(|group| may(claim, group));
-            let lacks = |group| Self::lacks(node, group, std::iter::once(claim));
+        for claim in claims {
+            let lacks = |group| self.lacks(node, group, std::iter::once(claim));
             // The roomiest one's, the first among equals.
-            let roomiest = groups().rev().max_by_key(|group| group.row.available());
+            let roomiest = self.groups(node, claim).rev().max_by_key(|group| group.row.available());
             if let Some(cause) = roomiest.and_then(lacks)
-                && groups().all(|group| lacks(group).is_some())
+                && self.groups(node, claim).all(|group| lacks(group).is_some())
             {
                 return cause;
             }
         }
-        let held = possible(request, node).any(|group| held_in(node, group).next().is_some());
-        Self::Together { held }
+        let held = possible(self.request, node).any(|group| held_in(node, group).next().is_some());
+        Cause::Together { held }
+    }
+
+    fn may(&self, claim: usize, group: &Group) -> bool {
+        self.may.get(claim * self.kinds + group.column).is_some_and(|may| *may)
+    }
+
+    /// The groups of a node that a claim may go to.
+    fn groups<'n>(&self, node: &'n Node, claim: usize) -> impl DoubleEndedIterator<Item = &'n Group> {
+        node.groups.iter().filter(move |group| self.may(claim, group))
     }
 
     /// What a group lacks for these claims alone.
-    fn lacks(node: &'a Node, group: &'a Group, claims: impl Iterator<Item = &'a Claim> + Clone) -> Option<Self> {
+    fn lacks<'n>(
+        &self,
+        node: &'n Node,
+        group: &'n Group,
+        claims: impl Iterator<Item = usize> + Clone,
+    ) -> Option<Cause<'n>> {
         let count = claims.clone().count();
         if count == 0 {
             return None;
         }
         if let Some(evidence) = group.refuses() {
-            return Some(Self::Unhealthy(group, evidence));
+            return Some(Cause::Unhealthy(group, evidence));
         }
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         if count > group.row.slots {
-            return Some(Self::Full(group, count));
+            return Some(Cause::Full(group, count));
         }
-        let asked = || claims.clone().map(|claim| claim.size).sum();
-        if group.figures.volume_type == VolumeType::Raw {
-            let raw: Option<Vec<RawClaim>> = claims.clone().map(|c| RawClaim::new(c.size, c.exclusive)).collect();
+        let all = || claims.clone().filter_map(|claim| self.request.claims.get(claim));
+        let asked = || all().map(|claim| claim.size).sum();
+        if group.raw {
+            let raw: Option<Vec<RawClaim>> = all().map(|claim| RawClaim::new(claim.size, claim.exclusive)).collect();
             let fits = raw.and_then(|raw| Packer::default().pack(&group.free, &raw));
-            let exclusive = claims.clone().any(|claim| claim.exclusive);
-            return fits.is_none().then(|| Self::NoDisk { group, asked: asked(), exclusive });
+            let exclusive = all().any(|claim| claim.exclusive);
+            return fits.is_none().then(|| Cause::NoDisk { group, asked: asked(), exclusive });
         }
         let mut need = Need::default();
-        claims.clone().for_each(|claim| need.add(cost(claim, group.figures.extent)));
+        let cost = |claim: usize| *self.costs.get(claim * self.extents + group.row.extent as usize)?;
+        claims.clone().for_each(|claim| need.add(cost(claim)));
         let footprint = need.footprint(group.row.spare);
         if need.size <= group.row.promise && footprint <= group.row.room {
             return None;
         }
         let reserved = held_in(node, group).fold(Bytes::ZERO, |sum, hold| sum.saturating_add(hold.size));
         let metadata = Bytes(footprint.saturating_sub(need.size));
-        Some(Self::NoRoom { group, asked: asked(), metadata, reserved })
+        Some(Cause::NoRoom { group, asked: asked(), metadata, reserved })
     }
+}
 
+fn held_in<'n>(node: &'n Node, group: &'n Group) -> impl Iterator<Item = &'n Hold> {
+    node.holds.iter().filter(|hold| hold.group == group.figures.name)
+}
+
+impl Cause<'_> {
     /// [`Reason::summary`] of what this will be.
     pub const fn summary(&self) -> &'static str {
         match self {
@@ -182,7 +217,8 @@ impl<'a> Cause<'a> {
 
 /// The groups that some claim may go to.
 fn possible<'n>(request: &'n PodRequest, node: &'n Node) -> impl Iterator<Item = &'n Group> {
-    node.groups.iter().filter(|group| request.claims.iter().any(|claim| may(claim, group)))
+    let may = |group: &Group, claim: &Claim| group.figures.matches(claim.volume_type, &claim.group);
+    node.groups.iter().filter(move |group| request.claims.iter().any(|claim| may(group, claim)))
 }
 
 /// Who holds space in a group, the largest first.

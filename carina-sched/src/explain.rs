@@ -3,6 +3,7 @@
 use carina_core::{Bytes, GroupName, Strategy, VolumeName};
 use serde::Serialize;
 
+use crate::cause::Search;
 use crate::place::Placed;
 use crate::reason::Reason;
 use crate::request::{PodRequest, RequestError};
@@ -49,8 +50,9 @@ impl ClusterView {
         let mut scorer = Scorer::new();
         let mut table: Vec<Filtered<'_>> = Vec::with_capacity(self.len());
         let scores = scorer.score(self, request, strategy)?;
+        let search = Search::new(self, request);
         for (_, node) in self.nodes() {
-            let score = scores.get(&node.name).ok_or_else(|| self.why_not(request, node));
+            let score = scores.get(&node.name).ok_or_else(|| search.cause(node).reason(request, node));
             table.push((&node.name, score));
         }
         table.sort_unstable_by_key(|(name, _)| *name);
@@ -68,6 +70,7 @@ impl ClusterView {
         let ring = scorer.compiled.ring;
         let mut fitting = Vec::new();
         let mut rejected = Vec::new();
+        let search = Search::new(self, request);
         for (_, node) in self.nodes() {
             let name = node.name.as_ref();
             let possible = pinned.is_none_or(|to| to == name) && request.topology.allows(&node.labels);
@@ -80,7 +83,7 @@ impl ClusterView {
                     let distance = crate::tie::distance(ring, node.ring);
                     fitting.push((std::cmp::Reverse(goodness.votes), distance, name, score.points(), claims));
                 }
-                None => rejected.push((name, self.why_not(request, node))),
+                None => rejected.push((name, search.cause(node).reason(request, node))),
             }
         }
         fitting.sort_by_key(|(votes, distance, ..)| (*votes, *distance));

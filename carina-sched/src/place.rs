@@ -3,6 +3,7 @@
 use carina_core::{Bytes, GroupName, Strategy, VolumeName};
 use serde::{Deserialize, Serialize};
 
+use crate::cause::Search;
 use crate::reason::Reason;
 use crate::request::{PodId, PodRequest, RequestError};
 use crate::score::Scorer;
@@ -143,12 +144,14 @@ impl ClusterView {
     }
 
     fn no_room(&self, request: &PodRequest) -> PlaceError {
+        let search = Search::new(self, request);
+        let why_not = |node: &Node| search.cause(node).reason(request, node);
         let mut reasons: Vec<(String, Reason)> = match request.pinned().ok().flatten() {
             Some(to) => match self.index(to).and_then(|index| self.node(index)) {
-                Some(node) => vec![(to.to_owned(), self.why_not(request, node))],
+                Some(node) => vec![(to.to_owned(), why_not(node))],
                 None => vec![(to.to_owned(), Reason::UnknownNode { node: to.to_owned() })],
             },
-            None => self.nodes().map(|(_, node)| (node.name.to_string(), self.why_not(request, node))).collect(),
+            None => self.nodes().map(|(_, node)| (node.name.to_string(), why_not(node))).collect(),
         };
         reasons.sort_by(|a, b| a.0.cmp(&b.0));
         PlaceError::NoRoom { pod: request.pod.clone(), reasons }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use carina_core::{Strategy, VolumeName};
 
-use crate::cause::Cause;
+use crate::cause::{Cause, Search};
 use crate::reason::{BEING_SCHEDULED, Reason, SHARED_CLAIM, UNKNOWN_NODE};
 use crate::request::{PodId, PodRequest};
 use crate::score::Scorer;
@@ -47,8 +47,8 @@ impl Reasons {
     /// Each node's reason, in words.
     #[must_use]
     pub fn of<'n>(&self, nodes: impl IntoIterator<Item = &'n str>) -> Vec<(String, Reason)> {
-        let mut scorer = self.scorer();
-        let reason = |name: &str| match self.find(scorer.as_mut(), name) {
+        let (mut scorer, search) = (self.scorer(), Search::new(&self.view, &self.request));
+        let reason = |name: &str| match self.find(&search, scorer.as_mut(), name) {
             Found::Shared(volume, by) => Reason::SharedClaim { volume: volume.clone(), by: by.clone() },
             Found::Unknown => Reason::UnknownNode { node: name.to_owned() },
             Found::BeingScheduled(node) => {
@@ -64,8 +64,8 @@ impl Reasons {
     /// Each node's [`Reason::summary`], in the order of the nodes; without a copy of anything.
     #[must_use]
     pub fn summaries<'n>(&self, nodes: impl IntoIterator<Item = &'n str>) -> Vec<&'static str> {
-        let mut scorer = self.scorer();
-        let summary = |name: &str| match self.find(scorer.as_mut(), name) {
+        let (mut scorer, search) = (self.scorer(), Search::new(&self.view, &self.request));
+        let summary = |name: &str| match self.find(&search, scorer.as_mut(), name) {
             Found::Shared(..) => SHARED_CLAIM,
             Found::Unknown => UNKNOWN_NODE,
             Found::BeingScheduled(_) => BEING_SCHEDULED,
@@ -94,7 +94,7 @@ impl Reasons {
         scorer.prepare(&self.view, &self.request, self.strategy).is_ok().then_some(scorer)
     }
 
-    fn find(&self, scorer: Option<&mut Scorer>, name: &str) -> Found<'_> {
+    fn find<'s>(&'s self, search: &Search<'s>, scorer: Option<&mut Scorer>, name: &str) -> Found<'s> {
         if let Some((volume, by)) = &self.shared {
             return Found::Shared(volume, by);
         }
@@ -102,7 +102,7 @@ impl Reasons {
         if scorer.is_some_and(|scorer| self.waits(scorer, node)) {
             return Found::BeingScheduled(node);
         }
-        Found::Cause(Cause::of(&self.request, node), node)
+        Found::Cause(search.cause(node), node)
     }
 
     /// Whether the pod would fit if those whose node isn't known yet all went elsewhere.

@@ -60,6 +60,8 @@ pub(crate) struct Group {
     pub column: usize,
     /// Whether it is raw; in here so that scoring needn't follow the pointer to the figures.
     pub raw: bool,
+    /// Whether it takes nothing at all; in here as well.
+    pub failed: bool,
     pub figures: Arc<DeviceGroup>,
     /// The volumes that the figures include.
     pub includes: Arc<BTreeSet<VolumeName>>,
@@ -162,6 +164,7 @@ impl ClusterView {
                 Group {
                     column: self.column(key),
                     raw: group.volume_type == VolumeType::Raw,
+                    failed: group.health.is_failed(),
                     figures: Arc::new(group),
                     includes: Arc::new(reported.includes),
                     free: Arc::from([]),
@@ -447,6 +450,7 @@ impl Group {
     /// Why nothing goes here at all, whatever the size.
     pub fn refuses(&self) -> Option<&str> {
         match &self.figures.health {
+            _ if !self.failed => None,
             Health::Failed { evidence } => Some(evidence),
             _ => None,
         }
