@@ -64,7 +64,7 @@ async fn costs(nodes: usize) -> [usize; 4] {
     let server = cluster_of(nodes, 2, 0);
     let cluster = Cluster::new(Strategy::Spreadout, Duration::from_secs(20));
     let _tasks = cluster.follow(&server.client());
-    cluster.synced().await;
+    cluster.synced(|_| {}).await;
     let ready = Ready::default();
     ready.set(true);
     let doors = router(Arc::clone(&cluster), ready, Journal::start());

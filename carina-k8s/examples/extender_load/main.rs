@@ -197,7 +197,7 @@ async fn main() {
     let cluster = Cluster::new(Strategy::Spreadout, Duration::from_secs(20));
     let began = Instant::now();
     let _tasks = cluster.follow(&server.client());
-    cluster.synced().await;
+    cluster.synced(|_| {}).await;
     println!("{nodes} nodes and {VOLUMES} volumes being made are known after {:.0} ms", ms(began.elapsed()));
     let (_, firm, known) = cluster.figures();
     assert_eq!((firm, known), (VOLUMES, nodes));

@@ -119,6 +119,22 @@ where
         }
     }
 
+    /// Waits until the watch has brought all that there is; why the API server refuses it is told meanwhile.
+    pub async fn synced_or_told(&self, tell: impl Fn(&str)) {
+        let mut standing = self.standing();
+        loop {
+            tokio::select! {
+                () = self.synced() => return,
+                // The sender lives as long as this borrow, so waiting cannot fail.
+                _ = standing.changed() => {
+                    if let Some(reason) = &*standing.borrow_and_update() {
+                        tell(reason);
+                    }
+                }
+            }
+        }
+    }
+
     /// How the watch stands now: what it waits for, or why the API server refuses it. Told when that changes.
     #[must_use]
     pub fn standing(&self) -> watch::Receiver<Option<String>> {

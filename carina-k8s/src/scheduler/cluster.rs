@@ -103,14 +103,14 @@ impl Cluster {
 
     /// Waits until everything is known, and counts what is on record: a claim may have come before its class,
     /// and a pod before its claims.
-    pub async fn synced(&self) {
+    pub async fn synced(&self, tell: impl Fn(&str)) {
         tokio::join!(
-            self.nodes.synced(),
-            self.volumes.synced(),
-            self.claims.synced(),
-            self.persistent_volumes.synced(),
-            self.classes.synced(),
-            self.pods.synced(),
+            self.nodes.synced_or_told(&tell),
+            self.volumes.synced_or_told(&tell),
+            self.claims.synced_or_told(&tell),
+            self.persistent_volumes.synced_or_told(&tell),
+            self.classes.synced_or_told(&tell),
+            self.pods.synced_or_told(&tell),
         );
         for claim in self.claims.all() {
             self.on_claim(Change::Is(&claim));

@@ -84,9 +84,10 @@ pub async fn run(
         async move {
             let stop = stop.shared();
             tokio::select! {
-                () = office.cluster.synced() => {}
+                () = office.cluster.synced(|reason| office.ready.lacks(reason)) => {}
                 () = stop.clone() => return,
             }
+            office.ready.lacks("another replica leads, and answers the scheduler");
             let candidate = Candidate::new(client, &options.namespace, LEASE, &options.pod_name);
             candidate.run(|before| office.clone().lead(before, patience), stop.map(|()| office.leave())).await;
         }
@@ -118,7 +119,7 @@ impl Office {
         struct Leading(Office);
         impl Drop for Leading {
             fn drop(&mut self) {
-                self.0.ready.set(false);
+                self.0.ready.lacks("it leads no more");
                 self.0.cluster.close();
             }
         }
@@ -129,6 +130,7 @@ impl Office {
         };
         let until = Instant::now() + wait;
         *self.quiet() = Some(until);
+        self.ready.lacks(&format!("it leads, and what the leader before answered may still count for {wait:?}"));
         tokio::time::sleep_until(until).await;
         let leading = Leading(self);
         leading.0.cluster.open();

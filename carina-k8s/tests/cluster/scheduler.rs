@@ -43,7 +43,7 @@ impl Extender {
     pub async fn start(client: &Client) -> Self {
         let cluster = Cluster::new(Strategy::Spreadout, PATIENCE);
         let tasks = cluster.follow(client);
-        cluster.synced().await;
+        cluster.synced(|_| {}).await;
         let ready = Ready::default();
         ready.set(true);
         Self { doors: router(Arc::clone(&cluster), ready, Journal::start()), cluster, _tasks: tasks }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use carina_k8s::options::SchedulerOptions;
 use carina_k8s::scheduler::{ask, program};
 use clap::Parser;
+use http::Method;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::agent_program::{free_address, get, soon};
-use crate::api_server::ApiServer;
+use crate::api_server::{ApiServer, Fault};
 use crate::controller::published;
 use crate::manifests;
 use crate::scheduler::User;
@@ -139,7 +140,8 @@ async fn one_replica_leads_answers_and_explains_within_its_role() {
     soon("binpack prefers the fuller one", async || (best().await == "n1").then_some(())).await;
     let (_, figures) = get(&first.metrics, "/metrics").await.unwrap();
     assert!(figures.contains("carina_scheduler_nodes{} 2"), "{figures}");
-    assert_eq!(get(&second.http, "/readyz").await.map(|(code, _)| code), Some(503), "it waits");
+    let (code, why) = get(&second.http, "/readyz").await.unwrap();
+    assert!(code == 503 && why.contains("another replica leads"), "it waits: {why}");
     second.stop().await;
     first.stop().await;
 
@@ -147,6 +149,22 @@ async fn one_replica_leads_answers_and_explains_within_its_role() {
     let allowed = manifests::allowed("carina-scheduler");
     let beyond: BTreeSet<_> = asked.difference(&allowed).collect();
     assert!(asked.len() > 5 && beyond.is_empty(), "it asks for what no role of its own allows: {beyond:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_is_forbidden_is_named_by_readyz_with_the_extenders_own_roles() {
+    let server = ApiServer::new();
+    server.inject(Method::GET, "/storageclasses", usize::MAX, Fault::Status(403));
+    let program = Program::start(&server, "one");
+    let said = soon("readyz says what is lacking", async || {
+        let (code, text) = get(&program.http, "/readyz").await?;
+        (code == 503 && text.contains("storageclasses are not watched")).then_some(text)
+    })
+    .await;
+    assert!(said.contains("deploy/kubernetes/scheduler.yaml"), "{said}");
+    server.clear_faults();
+    soon("it leads", async || (get(&program.http, "/readyz").await?.0 == 200).then_some(())).await;
+    program.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
