@@ -471,6 +471,28 @@ async fn what_the_go_carina_published_is_taken_down() {
     publish().await;
     f.unpublish(&volume, &target).await.unwrap();
     assert!(!Path::new(&target).exists());
+    // A kubelet that starts anew stages the volumes of pods that run, and publishes them again.
+    publish().await;
+    f.stage(&volume, &staging, &ext4()).await.unwrap();
+    f.publish(&volume, &staging, &target, &ext4(), false).await.unwrap();
+    assert_eq!(f.mounted(&target).await.len(), 1, "nothing is mounted over what the pod has");
+    f.unpublish(&volume, &target).await.unwrap();
+    assert!(!Path::new(&target).exists());
     f.unstage(&volume, &staging).await.unwrap();
+    f.delete(&volume).await;
+
+    // To a pod that asked for a block device it gave the node itself.
+    let capability = block(Mode::SingleNodeMultiWriter);
+    let volume = f.create("pvc-old-block", Bytes::mib(16), &capability).await;
+    for staged in [false, true] {
+        node_of(&volume, &target).await;
+        if staged {
+            f.stage(&volume, &staging, &capability).await.unwrap();
+            f.publish(&volume, &staging, &target, &capability, false).await.unwrap();
+        }
+        f.unpublish(&volume, &target).await.unwrap();
+        assert!(!Path::new(&target).exists(), "staged: {staged}");
+        f.unstage(&volume, &staging).await.unwrap();
+    }
     f.delete(&volume).await;
 }
