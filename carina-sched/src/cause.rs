@@ -9,7 +9,7 @@ use crate::reason::{
     FULL, NO_DISK, NO_GROUP, NO_ROOM, NO_ROOM_BESIDE, NOT_READY, NoRoom, PINNED, Reason, TOPOLOGY, UNHEALTHY,
 };
 use crate::request::{Claim, PodId, PodRequest};
-use crate::view::{ClusterView, Group, Hold, Node};
+use crate::view::{ClusterView, Group, Node};
 
 /// Why a request cannot go to a node where it doesn't fit: the [`Reason`] before it is worded.
 #[derive(Debug, Clone, Copy)]
@@ -82,12 +82,12 @@ impl<'a> Search<'a> {
         // Groups that some claims have to themselves, and then claims that fit nowhere even alone.
         for group in &node.groups {
             let must = claims.clone().filter(|claim| self.may(*claim, group) && self.groups(node, *claim).count() == 1);
-            if let Some(cause) = self.lacks(node, group, must) {
+            if let Some(cause) = self.lacks(group, must) {
                 return cause;
             }
         }
         for claim in claims {
-            let lacks = |group| self.lacks(node, group, std::iter::once(claim));
+            let lacks = |group| self.lacks(group, std::iter::once(claim));
             // The roomiest one's, the first among equals.
             let roomiest = self.groups(node, claim).rev().max_by_key(|group| group.row.available());
             if let Some(cause) = roomiest.and_then(lacks)
@@ -96,7 +96,8 @@ impl<'a> Search<'a> {
                 return cause;
             }
         }
-        let held = possible(self.request, node).any(|group| held_in(node, group).next().is_some());
+        let possible = |group: &Group| (0..self.request.claims.len()).any(|claim| self.may(claim, group));
+        let held = node.groups.iter().any(|group| possible(group) && !group.held.is_zero());
         Cause::Together { held }
     }
 
@@ -110,12 +111,7 @@ impl<'a> Search<'a> {
     }
 
     /// What a group lacks for these claims alone.
-    fn lacks<'n>(
-        &self,
-        node: &'n Node,
-        group: &'n Group,
-        claims: impl Iterator<Item = usize> + Clone,
-    ) -> Option<Cause<'n>> {
+    fn lacks<'n>(&self, group: &'n Group, claims: impl Iterator<Item = usize> + Clone) -> Option<Cause<'n>> {
         let count = claims.clone().count();
         if count == 0 {
             return None;
@@ -142,14 +138,9 @@ impl<'a> Search<'a> {
         if need.size <= group.row.promise && footprint <= group.row.room {
             return None;
         }
-        let reserved = held_in(node, group).fold(Bytes::ZERO, |sum, hold| sum.saturating_add(hold.size));
         let metadata = Bytes(footprint.saturating_sub(need.size));
-        Some(Cause::NoRoom { group, asked: asked(), metadata, reserved })
+        Some(Cause::NoRoom { group, asked: asked(), metadata, reserved: group.held })
     }
-}
-
-fn held_in<'n>(node: &'n Node, group: &'n Group) -> impl Iterator<Item = &'n Hold> {
-    node.holds.iter().filter(|hold| hold.group == group.figures.name)
 }
 
 impl Cause<'_> {
@@ -224,7 +215,7 @@ fn possible<'n>(request: &'n PodRequest, node: &'n Node) -> impl Iterator<Item =
 /// Who holds space in a group, the largest first.
 fn holders(node: &Node, group: &Group) -> Vec<PodId> {
     let mut by: std::collections::BTreeMap<&PodId, Bytes> = std::collections::BTreeMap::new();
-    for hold in held_in(node, group) {
+    for hold in node.holds.iter().filter(|hold| hold.group == group.figures.name) {
         let sum = by.entry(&hold.pod).or_default();
         *sum = sum.saturating_add(hold.size);
     }

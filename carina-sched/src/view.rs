@@ -68,6 +68,8 @@ pub(crate) struct Group {
     /// Raw only: what its disks have left beside the holds.
     pub free: Arc<[FreeDisk]>,
     pub row: Row,
+    /// The sum of what is held in it.
+    pub held: Bytes,
     /// The largest volume that it takes, whatever its figures say.
     pub limit: Option<Bytes>,
 }
@@ -169,6 +171,7 @@ impl ClusterView {
                     includes: Arc::new(reported.includes),
                     free: Arc::from([]),
                     row: Row::default(),
+                    held: Bytes::ZERO,
                     limit: None,
                 }
             })
@@ -364,6 +367,7 @@ impl Group {
         let figures = &self.figures;
         let ours = || holds.iter().filter(|hold| hold.group == figures.name);
         let takes = ready && !figures.health.is_failed();
+        self.held = ours().map(|hold| hold.size).sum();
         let slots = u32::try_from(figures.volumes_left).unwrap_or(u32::MAX).saturating_sub(count(ours().count()));
         let lacking = if figures.volume_type == VolumeType::Raw {
             let mut disks: Vec<FreeDisk> = figures.raw_disks.iter().map(FreeDisk::new).collect();
@@ -402,7 +406,7 @@ impl Group {
             self.row = Row { promise: free, room: free, spare: 0, slots, extent };
             lacking
         } else {
-            let size: Bytes = ours().map(|hold| hold.size).sum();
+            let size = self.held;
             let metadata: Bytes = ours().map(|hold| hold.metadata).sum();
             let largest = ours().map(|hold| hold.metadata).max().unwrap_or_default();
             let footprint =
