@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use carina_core::{Bytes, GroupName, Strategy, VolumeName};
 
+use crate::column::Column;
 use crate::explain::{Explained, Verdict};
 use crate::ledger::{Ledger, Reported};
 use crate::place::{PlaceError, Placed};
@@ -22,7 +23,7 @@ use crate::report::{NodeReport, Warning};
 use crate::request::{Claim, PodId, PodRequest, RequestError};
 use crate::score::{Score, Scorer};
 use crate::tie;
-use crate::view::{ClusterView, Node};
+use crate::view::{ClusterView, Group, Node};
 
 /// How many nodes a pod is offered at most, and so holds space on.
 pub const MOST_OFFERED: usize = 64;
@@ -325,10 +326,13 @@ fn pick(
             None => rejected.push(place),
         }
     }
+    let asked = request.claims.iter().fold(0, |sum: u64, claim| sum.saturating_add(claim.size.get()));
+    let wanted = |kind: &Column| request.claims.iter().any(|claim| kind.key.matches(claim.volume_type, &claim.group));
+    let kinds: Vec<bool> = view.columns().iter().map(wanted).collect();
     let pods = SPARED * (others + 1);
     let mut room = 0;
     for (_, _, index) in &ranked {
-        room += view.node(*index).map_or(0, |node| places_left(node, request));
+        room += view.node(*index).map_or(0, |node| places_left(node, &kinds, asked));
         if room >= MOST_OFFERED * pods {
             break;
         }
@@ -346,12 +350,10 @@ fn pick(
     Ok(Offer { nodes: ranked.into_iter().filter_map(offered).collect(), withheld, rejected })
 }
 
-/// About how many pods like this a node takes yet; one at least, for it takes this one.
-fn places_left(node: &Node, request: &PodRequest) -> usize {
-    let asked: u64 = request.claims.iter().map(|claim| claim.size.get()).sum();
-    let may = |group: &&crate::view::Group| {
-        request.claims.iter().any(|claim| group.figures.matches(claim.volume_type, &claim.group))
-    };
+/// About how many pods that ask this much a node takes yet; one at least, for it takes this one. `kinds` says of
+/// each kind of group whether any of it may go there.
+fn places_left(node: &Node, kinds: &[bool], asked: u64) -> usize {
+    let may = |group: &&Group| kinds.get(group.column).is_some_and(|may| *may);
     let room: u64 = node.groups.iter().filter(may).map(|group| group.row.available()).fold(0, u64::saturating_add);
     usize::try_from(room.checked_div(asked).unwrap_or(1)).unwrap_or(usize::MAX).clamp(1, MOST_OFFERED)
 }
