@@ -133,6 +133,12 @@ pub fn abort_move(scope: &Scope<'_>, disk: &Path) -> Command {
     scope.command("pvmove", ["--abort"]).and([path(disk)])
 }
 
+/// Removes what a move leaves that was cut at its very end: all is where it was to go. LVM takes a hidden
+/// volume only by its name, and the selection is its check.
+pub fn remove_ended_move(scope: &Scope<'_>, name: &str) -> Command {
+    scope.command("lvremove", ["--yes", "--select", "segtype=\"error\""]).and([scope.path(name)])
+}
+
 /// Takes a disk with nothing on it out of its group; LVM refuses one that holds anything.
 pub fn vg_reduce(scope: &Scope<'_>, disk: &Path) -> Command {
     scope.command("vgreduce", [scope.group]).and([path(disk)])
@@ -259,6 +265,23 @@ pub fn remove_wiped(scope: &Scope<'_>, name: &str) -> Command {
 /// Brings one volume up.
 pub fn activate(scope: &Scope<'_>, volume: &str) -> Command {
     scope.command("lvchange", ["--activate", "y", "--poll", "n"]).and([scope.path(volume)])
+}
+
+/// Takes volumes down; LVM refuses what somebody has open.
+pub fn deactivate(scope: &Scope<'_>, volumes: &[&str]) -> Command {
+    scope.command("lvchange", ["--activate", "n"]).and(volumes.iter().map(|volume| scope.path(volume)))
+}
+
+/// Makes the metadata of a pool that is down anew, from what its volumes have. What it was stays, as
+/// `<pool>_meta<N>`.
+pub fn repair_pool(scope: &Scope<'_>, pool: &str) -> Command {
+    scope.command("lvconvert", ["--yes", "--repair"]).and([scope.path(pool)]).deadline(ACTIVATION)
+}
+
+/// Removes the metadata that a pool had before it was repaired.
+pub fn remove_old_metadata(scope: &Scope<'_>, name: &str) -> Command {
+    let selection = format!("lv_name=\"{name}\" && lv_tags=\"\" && segtype=\"linear\"");
+    scope.command("lvremove", ["--yes", "--select", &selection, scope.group])
 }
 
 /// Takes a pool's part down that a killed command left up by itself: it keeps the pool down.

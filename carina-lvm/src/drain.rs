@@ -16,7 +16,10 @@ use carina_core::{
 
 use crate::argv;
 use crate::backend::LvmBackend;
+use crate::figures;
 use crate::groups::Group;
+use crate::layout::Kind;
+use crate::names;
 use crate::tags;
 use crate::text::{DiskText, Text};
 
@@ -147,6 +150,37 @@ impl LvmBackend {
         Ok(true)
     }
 
+    /// Ends a move off a disk that is being emptied, if the mirror that moved went down with the machine:
+    /// LVM (2.03.16 at least) brings no pool up whose metadata is half moved, for it looks into that before
+    /// the mirror under it is up. What was done, in words.
+    pub(crate) async fn end_cut_move(&self, name: &GroupName, group: &Group) -> Result<Option<String>> {
+        let emptied = |(uuid, disk): (&String, &DiskText)| {
+            tags::drained_by(&disk.tags)?;
+            group.members.get(uuid).cloned()
+        };
+        // A move that nobody asked Carina for is left to whom it belongs.
+        let Some(device) = group.text.disks.iter().find_map(emptied) else { return Ok(None) };
+        let what = format!("end the move off {} of {name} that was cut", device.display());
+        let is_up = |mirror: &&str| figures::ask(&names::dm_name(name.as_str(), mirror)).map(|device| device.is_some());
+        let scope = group.scope(self.dialect().await?);
+        let mut output = None;
+        for (mirror, kind) in moves(&group.text) {
+            let command = if *kind == Kind::Error {
+                argv::remove_ended_move(&scope, mirror)
+            } else if is_up(&mirror).map_err(Error::Precondition)? {
+                continue;
+            } else {
+                argv::restart_move(&scope, &device)
+            };
+            output = Some((self.runner().run(&command).await?, command));
+        }
+        let Some((output, command)) = output else { return Ok(None) };
+        if moves(&self.group(name).await?.text).next().is_some() {
+            return Err(output.failure(what, &command, true).into());
+        }
+        Ok(Some(format!("{name}: a move off {} went down with the machine and was ended", device.display())))
+    }
+
     /// The physical volume of this uuid, if it is being emptied.
     async fn emptying(&self, name: &GroupName, uuid: &str) -> Result<Emptying> {
         let group = self.picture().await?.ours.remove(name).ok_or_else(|| no_group("empty a disk", name))?;
@@ -210,12 +244,18 @@ fn no_group(what: &str, name: &GroupName) -> Error {
     Error::NotFound(format!("{what}: there is no group {name} of Carina's on this node"))
 }
 
-/// Whether a move is under way, or was cut.
+/// Whether a move is under way, or was cut before its end.
 fn is_moving(text: &Text) -> bool {
+    moves(text).any(|(_, kind)| *kind != Kind::Error)
+}
+
+/// LVM's hidden volumes of moves that are under way, or were cut.
+fn moves(text: &Text) -> impl Iterator<Item = (&str, &Kind)> {
     let is_move = |name: &str| {
         name.strip_prefix("pvmove").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
     };
-    text.layout.volumes.iter().any(|(name, volume)| is_move(name) && !volume.visible)
+    let volumes = text.layout.volumes.iter();
+    volumes.filter(move |(name, volume)| is_move(name) && !volume.visible).map(|(name, v)| (name.as_str(), &v.kind))
 }
 
 /// The first and the last extent of what is moved next: from the first that is allocated, as many as the
@@ -307,10 +347,12 @@ mod tests {
             tags: Vec::new(),
             size: Bytes::mib(4),
             visible,
-            kind: crate::layout::Kind::Other,
+            kind: Kind::Other,
         };
         text.layout.volumes.insert("pvmove0".to_owned(), volume(false));
         assert!(is_moving(&text));
+        text.layout.volumes.get_mut("pvmove0").unwrap().kind = Kind::Error;
+        assert!(!is_moving(&text) && moves(&text).count() == 1, "it is where it was to go, and LVM has yet to tidy up");
         text.layout.volumes.insert("pvmove0".to_owned(), volume(true));
         assert!(!is_moving(&text), "a name alone is no move");
     }

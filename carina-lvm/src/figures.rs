@@ -9,6 +9,7 @@ use crate::dm::{self, Device, PoolStatus};
 use crate::groups::Group;
 use crate::layout::OurVolume;
 use crate::names;
+use crate::reclaim;
 use crate::recover::{Finding, findings};
 use crate::revive;
 use crate::tags;
@@ -156,6 +157,9 @@ pub fn volume(name: &GroupName, group: &Group, ours: &OurVolume) -> Option<Volum
                     "its pool does not zero new blocks, so what another wrote may show: lvchange --zero y {vg}/{}",
                     pool.name
                 );
+                volume.health = Health::Degraded { evidence };
+            }
+            if let Some(evidence) = reclaim::evidence(group, ours).filter(|_| !volume.health.is_failed()) {
                 volume.health = Health::Degraded { evidence };
             }
             if device.read_only {

@@ -75,6 +75,8 @@ pub enum Kind {
     },
     /// Extents of disks one after another, and nothing else.
     Linear,
+    /// Nothing but errors, as a move leaves it that was cut at its very end.
+    Error,
     /// Anything else.
     Other,
 }
@@ -191,8 +193,10 @@ impl Layout {
                     let thins = &mut pools.entry(pool).or_default().1;
                     *thins = thins.saturating_add(volume.size);
                 }
-                Kind::Linear | Kind::Other if volume.visible => others = others.saturating_add(volume.size),
-                Kind::Linear | Kind::Other => {}
+                Kind::Linear | Kind::Error | Kind::Other if volume.visible => {
+                    others = others.saturating_add(volume.size);
+                }
+                Kind::Linear | Kind::Error | Kind::Other => {}
             }
         }
         pools.values().map(|(data, thins)| *data.max(thins)).chain([others]).sum()
@@ -208,7 +212,7 @@ impl Layout {
         let count = self.volumes.iter().filter(|(name, v)| match &v.kind {
             Kind::Thin { .. } => true,
             Kind::Pool { .. } => !used.contains(name.as_str()),
-            Kind::Linear | Kind::Other => v.visible,
+            Kind::Linear | Kind::Error | Kind::Other => v.visible,
         });
         count.count() as u64
     }

@@ -29,6 +29,7 @@ mod linear;
 mod members;
 mod mend;
 mod names;
+mod reclaim;
 mod recover;
 mod release;
 mod report;

@@ -56,6 +56,11 @@ impl LvmBackend {
     pub(crate) async fn settle(&self, name: &GroupName, group: &Group) -> Result<Recovery> {
         let mut recovery = Recovery::default();
         recovery.for_a_person.extend(group.problems.iter().map(|problem| format!("{name}: {problem}")));
+        match self.end_cut_move(name, group).await {
+            Ok(words) => recovery.mended.extend(words),
+            Err(error) => recovery.for_a_person.push(error.to_string()),
+        }
+        let group = &*self.group(name).await?;
         let mut complaint = None;
         if !self.inactive(group).await?.is_empty() {
             self.free_parts(group).await?;
@@ -79,6 +84,10 @@ impl LvmBackend {
             let ids: Vec<&str> = inactive.iter().map(|ours| ours.id.as_str()).collect();
             recovery.for_a_person.push(format!("{name}: {} could not be activated: {complaint}", ids.join(", ")));
         }
+        if let Err(error) = self.end_repairs(name, &group).await {
+            recovery.for_a_person.push(format!("{name}: {error}"));
+        }
+        let group = self.group(name).await?;
         let kernel = self.kernel(&group).await?.map_err(Error::Precondition)?;
         recovery.for_a_person.extend(findings(&group.text, &kernel).into_iter().filter_map(|finding| match finding {
             Finding::Person { words } => Some(words),

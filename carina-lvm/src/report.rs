@@ -103,6 +103,7 @@ fn kind(volume: &Row, segments: &[&Row]) -> Result<Kind, String> {
             zero: text(segment, "zero")? == "zero",
         },
         "thin" => Kind::Thin { pool: bare(text(volume, "pool_lv")?) },
+        "error" => Kind::Error,
         _ => Kind::Other,
     })
 }

@@ -29,6 +29,8 @@ const SIZE: &str = "carina.io/size=";
 const FORMAT: &str = "carina.io/fs=";
 /// The tag of a linear volume that was deleted, or of space that is to join one, until it is zeroed.
 pub const WIPING: &str = "carina.io/wiping";
+/// The tag of a pool whose metadata is being repaired, with the bytes that its volume has.
+const REPAIR: &str = "carina.io/repair=";
 const EPHEMERAL: &str = "carina.io/ephemeral=";
 const QUARANTINED: &str = "carina.io/quarantined=";
 
@@ -168,6 +170,16 @@ pub fn quarantine_tag(since: u64) -> String {
 /// The tags among these that say that a volume is in quarantine.
 pub fn quarantine_tags(tags: &[String]) -> impl Iterator<Item = &String> {
     tags.iter().filter(|tag| tag.starts_with(QUARANTINED))
+}
+
+/// The tag of a pool whose metadata is to be repaired, in which its volume has so many bytes.
+pub fn repair_tag(mapped: Bytes) -> String {
+    format!("{REPAIR}{}", mapped.get())
+}
+
+/// How many bytes the volume of a pool with these tags had before the repair that was begun, with the tag.
+pub fn repair(tags: &[String]) -> Option<(Bytes, &str)> {
+    tags.iter().find_map(|tag| Some((Bytes(tag.strip_prefix(REPAIR)?.parse().ok()?), tag.as_str())))
 }
 
 /// Whether a cluster's id can be a part of a tag.

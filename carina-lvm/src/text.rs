@@ -176,6 +176,7 @@ fn kind(volume: &Section) -> Kind {
             zero: segment.number("zero_new_blocks") == Some(1),
         },
         Some("thin") => Kind::Thin { pool: text("thin_pool") },
+        Some("error") => Kind::Error,
         _ => Kind::Other,
     }
 }

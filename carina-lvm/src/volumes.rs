@@ -303,7 +303,7 @@ impl LvmBackend {
 
     /// Whether nobody has the device open. Where udevd runs it looks into a device that was written to, for
     /// a moment: that is waited for.
-    async fn is_closed(&self, device: &str) -> Result<bool> {
+    pub(crate) async fn is_closed(&self, device: &str) -> Result<bool> {
         let looks = if self.dialect().await?.udev { UDEV_LOOKS } else { 1 };
         for look in 0..looks {
             if look > 0 {
@@ -353,7 +353,11 @@ impl LvmBackend {
     pub(crate) async fn attach_volume(&self, id: &VolumeId) -> Result<PathBuf> {
         let place = self.whole(id).await?;
         let what = format!("activate {id} in {}", place.name);
-        let node = self.node(&place.group.scope(self.dialect().await?), id.as_str(), &what).await?;
+        let dialect = self.dialect().await?;
+        self.node(&place.group.scope(dialect), id.as_str(), &what).await?;
+        self.reclaim(&place.name, &place.group, &place.volume).await?;
+        let place = self.whole(id).await?;
+        let node = self.node(&place.group.scope(dialect), id.as_str(), &what).await?;
         let volume = place.volume().ok_or_else(|| not_found(id))?;
         if let Some(evidence) = volume.health.evidence().filter(|_| volume.health.is_failed()) {
             return Err(Error::Unhealthy(format!("{what}: {evidence}")));

@@ -1,5 +1,6 @@
-//! Bringing the machine to where its power is to be cut: into the middle of a move, or of a disk's way
-//! into the group. `inside move` or `inside join` is said there, and the host cuts.
+//! Bringing the machine to where its power is to be cut: into the middle of a move, of a disk's way
+//! into the group, or of the first writes to a volume. `inside move`, `inside join` or `inside fill` is said there,
+//! and the host cuts.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -53,6 +54,14 @@ impl Soak {
         });
         let name = self.fullest().await?.0;
         self.run(Operation { verb: Verb::Drain, name, size: Bytes::ZERO }).await
+    }
+
+    /// Makes a volume and fills it, so that the cut comes while its pool gives out chunks.
+    pub(crate) async fn fill_to_be_cut(&mut self) -> Outcome<()> {
+        self.made += 1;
+        self.aims_at_fill = true;
+        let (name, size) = (format!("f{}-{:08x}", self.made, self.random.0 & 0xffff_ffff), Bytes::mib(64));
+        self.run(Operation { verb: Verb::Create, name, size }).await
     }
 
     /// Adds a disk and stops LVM on the way, which the cut then comes upon.

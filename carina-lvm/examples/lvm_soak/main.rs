@@ -1,11 +1,12 @@
 //! The guest's side of `cargo xtask soak`: volumes are made, grown and deleted, and disks join their group
 //! and are emptied, until the power is cut.
 //!
-//! `lvm_soak STATE SEED run|check|join|move`: STATE has what was acknowledged before the last cut (`volume
+//! `lvm_soak STATE SEED run|check|join|move|fill`: STATE has what was acknowledged before the last cut (`volume
 //! NAME BYTES`, `disk ID in|out`) and what was in flight (`begin create|expand|delete|join|drain NAME
 //! BYTES`). It starts as an agent does, by recovery; checks that nothing acknowledged was lost; does again
 //! what was in flight, as a caller would; checks that no space leaked; and goes on: with anything (`run`),
-//! or with the one thing in the middle of which the power is to be cut (`join`, `move`; see `aim.rs`). Each
+//! or with the one thing in the middle of which the power is to be cut (`join`, `move`, `fill`; see
+//! `aim.rs`). Each
 //! line on standard output is out before the next step begins. It takes any bare SSD that it finds:
 //! nothing to run outside a VM.
 
@@ -35,16 +36,20 @@ const LARGEST: Bytes = Bytes::mib(128);
 async fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, state, seed, mode] = arguments.as_slice() else {
-        return Err("usage: lvm_soak STATE SEED run|check|join|move".into());
+        return Err("usage: lvm_soak STATE SEED run|check|join|move|fill".into());
     };
     let backend = LvmBackend::new(Arc::new(ProcessRunner::new()), LvmConfig::default())?;
     let (volumes, disks) = (BTreeMap::new(), BTreeMap::new());
-    let mut soak = Soak { backend, volumes, disks, random: Random(seed.parse::<u64>()? | 1), made: 0 };
+    let mut soak =
+        Soak { backend, volumes, disks, random: Random(seed.parse::<u64>()? | 1), made: 0, aims_at_fill: false };
     let in_flight = soak.read(&std::fs::read_to_string(state)?)?;
     if let Some(operation) = in_flight.as_ref().filter(|operation| operation.verb.is_of_disks()) {
         say(&format!("found {}", soak.left_by_the_cut(operation).await?))?;
     }
     soak.start().await?;
+    for line in soak.lost(in_flight.as_ref())? {
+        say(&format!("lost {line}"))?;
+    }
     soak.check(in_flight.as_ref()).await?;
     if let Some(operation) = in_flight {
         soak.run(operation).await?;
@@ -55,6 +60,7 @@ async fn main() -> Outcome<()> {
         "check" => return Ok(()),
         "join" => soak.join_to_be_cut().await?,
         "move" => soak.move_to_be_cut().await?,
+        "fill" => soak.fill_to_be_cut().await?,
         _ => {}
     }
     loop {
@@ -94,6 +100,8 @@ struct Soak {
     disks: BTreeMap<String, bool>,
     random: Random,
     made: u64,
+    /// Whether the power is to be cut while the next new volume is filled.
+    aims_at_fill: bool,
 }
 
 impl Soak {
@@ -171,6 +179,25 @@ impl Soak {
             return Err(format!("the group has notes of disks that are neither coming nor going: {tags}").into());
         }
         Ok(())
+    }
+
+    /// The volumes whose pools have given out more than they have, with how many chunks.
+    fn lost(&self, in_flight: Option<&Operation>) -> Outcome<Vec<String>> {
+        let output = std::process::Command::new("dmsetup").arg("status").output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let field = |device: &str, n: usize| {
+            let line = text.lines().find(|line| line.split(": ").next() == Some(device))?;
+            line.split(' ').nth(n)?.split('/').next()?.parse::<u64>().ok()
+        };
+        let dm = |part: &str, name: &str| format!("carina--vg--ssd-{part}--{}", name.replace('-', "--"));
+        let lost = |name: &String| {
+            let given = field(&format!("{}-tpool", dm("thin", name)), 6)?;
+            // A chunk has 128 sectors.
+            let lost = given.saturating_sub(field(&dm("volume", name), 4)? / 128);
+            (lost > 0).then(|| format!("{name} {lost}"))
+        };
+        let in_flight = in_flight.map(|operation| &operation.name).filter(|name| !self.volumes.contains_key(*name));
+        Ok(self.volumes.keys().chain(in_flight).filter_map(lost).collect())
     }
 
     fn choose(&mut self) -> Operation {

@@ -2,11 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread;
 
 use carina_core::{Bytes, Health, SizeRange, VolumeBackend, VolumeName, VolumeRequest};
+use nix::fcntl::OFlag;
 
-use crate::{Operation, Outcome, Soak, Verb, group};
+use crate::{Operation, Outcome, Soak, Verb, group, say};
 
 /// What is written and compared at a time.
 const PIECE: usize = 1 << 20;
@@ -17,7 +20,15 @@ impl Soak {
     pub(crate) async fn create(&mut self, name: &str, size: Bytes) -> Outcome<()> {
         let request = VolumeRequest::new(name.parse()?, SizeRange::at_least(size)?);
         let volume = self.backend.create(&group(), &request).await?;
-        fill(&self.backend.attach(&volume.id).await?, name, 0, volume.size.get())?;
+        let device = self.backend.attach(&volume.id).await?;
+        if std::mem::take(&mut self.aims_at_fill) {
+            fill(&device, name, 0, PIECE as u64)?.sync_all()?;
+            keep_committing(&device, name)?;
+            let file = fill(&device, name, 0, volume.size.get())?;
+            say("inside fill")?;
+            file.sync_all()?;
+        }
+        fill(&device, name, 0, volume.size.get())?.sync_all()?;
         self.volumes.insert(name.to_owned(), volume.size);
         Ok(())
     }
@@ -26,7 +37,7 @@ impl Soak {
         let volume = self.backend.find(&name.parse()?).await?.ok_or("a volume to expand is lost")?;
         let volume = self.backend.expand(&volume.id, SizeRange::at_least(size)?).await?;
         let known = self.volumes.insert(name.to_owned(), volume.size).unwrap_or_default();
-        fill(&self.backend.attach(&volume.id).await?, name, known.get(), volume.size.get())?;
+        fill(&self.backend.attach(&volume.id).await?, name, known.get(), volume.size.get())?.sync_all()?;
         Ok(())
     }
 
@@ -87,14 +98,27 @@ impl Content {
     }
 }
 
-fn fill(device: &Path, name: &str, from: u64, to: u64) -> io::Result<()> {
+/// Has the pool commit its metadata again and again, by writes that its volume is told to keep.
+fn keep_committing(device: &Path, name: &str) -> io::Result<()> {
+    let flags = OFlag::O_DIRECT | OFlag::O_DSYNC;
+    let file = OpenOptions::new().write(true).custom_flags(flags.bits()).open(device)?;
+    let mut buffer = vec![0; 2 * BLOCK];
+    let skew = buffer.as_ptr().align_offset(BLOCK);
+    let block = buffer.get_mut(skew..skew + BLOCK).ok_or(io::ErrorKind::InvalidInput)?;
+    block.copy_from_slice(&Content::new(name).at(0)[..BLOCK]);
+    thread::spawn(move || while file.write_all_at(&buffer[skew..skew + BLOCK], 0).is_ok() {});
+    Ok(())
+}
+
+/// Gives a part of a volume its content, which is on its way then.
+fn fill(device: &Path, name: &str, from: u64, to: u64) -> io::Result<File> {
     let mut file = OpenOptions::new().write(true).open(device)?;
     file.seek(SeekFrom::Start(from))?;
     let mut content = Content::new(name);
     for at in (from..to).step_by(PIECE) {
         file.write_all(content.at(at))?;
     }
-    file.sync_all()
+    Ok(file)
 }
 
 fn compare(device: &Path, name: &str, size: u64) -> Outcome<()> {

@@ -32,7 +32,7 @@ impl Known {
                     _ => drop(self.volumes.insert((*name).to_owned(), size)),
                 }
             }
-            ["mended" | "checked" | "found" | "inside" | "missed", ..] => {}
+            ["lost" | "mended" | "checked" | "found" | "inside" | "missed", ..] => {}
             _ => return Err(Error::new(format!("the guest said `{line}`"))),
         }
         Ok(())
