@@ -28,6 +28,8 @@ const CLUSTER_EVENTS: &str = "default";
 
 /// How many events may wait to be written; those beyond are logged alone.
 const QUEUE: usize = 1024;
+/// Good news waits this long: while many volumes are made at once, the API server has better to do.
+const GOOD_NEWS_WAITS: Duration = Duration::from_secs(5);
 /// An event that is told again within this time counts up the one that is there.
 const SERIES: Duration = Duration::from_secs(600);
 /// How many events an object may have at once, and how long it takes until it may have one more: the
@@ -188,21 +190,32 @@ struct News {
     note: String,
 }
 
-/// Tells of events. Clones tell through the same queue.
+/// A piece of news, with when it was told.
+#[derive(Debug)]
+struct Dated {
+    news: News,
+    at: Timestamp,
+    since: Instant,
+}
+
+/// Tells of events. Clones tell through the same queues.
 #[derive(Debug, Clone)]
 pub struct Recorder {
-    queue: mpsc::Sender<News>,
+    normal: mpsc::Sender<Dated>,
+    warnings: mpsc::Sender<Dated>,
 }
 
 impl Recorder {
-    /// A recorder for a component (`carina-node`) on an instance (the node, the pod). Its task ends when
+    /// A recorder for a component (`carina-node`) on an instance (the node, the pod). Its tasks end when
     /// nobody tells anything any more.
     #[must_use]
     pub fn new(client: Client, component: &str, instance: &str) -> Self {
-        let (queue, news) = mpsc::channel(QUEUE);
         let writer = Writer { client, component: component.to_owned(), instance: instance.to_owned() };
-        tokio::spawn(writer.run(news));
-        Self { queue }
+        let (normal, good_news) = mpsc::channel(QUEUE);
+        tokio::spawn(writer.clone().run(good_news, GOOD_NEWS_WAITS));
+        let (warnings, bad_news) = mpsc::channel(QUEUE);
+        tokio::spawn(writer.run(bad_news, Duration::ZERO));
+        Self { normal, warnings }
     }
 
     /// Tells of what went as it should. `reason` is one word in `PascalCase`.
@@ -219,7 +232,8 @@ impl Recorder {
         let note = shorten(note, LONGEST_NOTE);
         for about in about {
             let news = News { about, tone, reason: reason.to_owned(), note: note.clone() };
-            if let Err(refused) = self.queue.try_send(news) {
+            let queue = if tone == Tone::Normal { &self.normal } else { &self.warnings };
+            if let Err(refused) = queue.try_send(Dated { news, at: Timestamp::now(), since: Instant::now() }) {
                 tracing::warn!("an event was not written ({refused})");
             }
         }
@@ -282,6 +296,7 @@ impl Told {
 }
 
 /// Writes events, one at a time.
+#[derive(Clone)]
 struct Writer {
     client: Client,
     component: String,
@@ -289,15 +304,17 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(self, mut queue: mpsc::Receiver<News>) {
+    /// Writes what is told, each so long after it was told.
+    async fn run(self, mut queue: mpsc::Receiver<Dated>, after: Duration) {
         let mut told = Told::default();
-        while let Some(news) = queue.recv().await {
+        while let Some(Dated { news, at, since }) = queue.recv().await {
+            tokio::time::sleep_until(since + after).await;
             let step = told.next(&news, Instant::now());
             if step == Step::Skip {
                 tracing::debug!(?news, "too many events for this object");
                 continue;
             }
-            match self.write(&news, step).await {
+            match self.write(&news, at, step).await {
                 Ok(Some(created)) => told.created(news, created, Instant::now()),
                 Ok(None) => {}
                 Err(error) => tracing::warn!(
@@ -312,10 +329,9 @@ impl Writer {
     }
 
     /// Writes one, a few times if need be; its name if it is new.
-    async fn write(&self, news: &News, step: Step) -> Result<Option<String>, kube::Error> {
+    async fn write(&self, news: &News, now: Timestamp, step: Step) -> Result<Option<String>, kube::Error> {
         let namespace = news.about.namespace.as_deref().unwrap_or(CLUSTER_EVENTS);
         let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
-        let now = Timestamp::now();
         let mut tries = 0;
         loop {
             tries += 1;
