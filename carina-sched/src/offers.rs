@@ -314,6 +314,10 @@ fn pick(
     others: usize,
 ) -> Result<Offer, RequestError> {
     let scores = scorer.score(view, request, strategy)?;
+    if scores.fitting() == 0 {
+        // Nobody need be looked up by name.
+        return Ok(Offer { nodes: Vec::new(), withheld: 0, rejected: (0..nodes.len()).collect() });
+    }
     let from = tie::place_on_ring(&request.pod.0);
     let mut ranked: Vec<(std::cmp::Reverse<u32>, u64, usize)> = Vec::with_capacity(nodes.len());
     let mut rejected = Vec::new();
