@@ -11,7 +11,7 @@ pub mod program;
 mod protocol;
 
 pub use asks::{Asks, Trouble};
-pub use cluster::{Answer, Cluster};
+pub use cluster::{Answer, Cluster, ROOM_SEEN};
 pub use explain::ask;
 pub use extender::{BODY_WITHIN, LARGEST_BODY, router};
 pub use journal::{Journal, SHOWN};

@@ -258,6 +258,16 @@ impl Offers {
             && scorer.look(&node.held_by(counts)).is_some()
     }
 
+    /// Whether a pod would be offered a node now, of all that there are.
+    #[must_use]
+    pub fn fits_somewhere(&self, request: &PodRequest) -> bool {
+        let scored = Scorer::new().score(self.ledger.view(), request, self.ledger.strategy()).is_ok_and(|scores| {
+            // A score is of a node that has the room beside all holds.
+            scores.fitting() > 0
+        });
+        scored && self.shared(request).is_none()
+    }
+
     /// Why a pod cannot go to nodes where it doesn't fit, as things stand.
     #[must_use]
     pub fn why_not(&self, request: &PodRequest) -> Reasons {

@@ -119,6 +119,13 @@ impl ClusterView {
         self.names.keys().map(AsRef::as_ref)
     }
 
+    /// What the groups of a node have free as the node reported it, holds aside; nothing of a node that isn't known.
+    #[must_use]
+    pub fn free(&self, node: &str) -> Bytes {
+        let node = self.index(node).and_then(|index| self.node(index));
+        node.into_iter().flat_map(|node| &node.groups).map(|group| group.figures.free).sum()
+    }
+
     /// A group of a node as the node reported it, holds aside.
     #[must_use]
     pub fn group(&self, node: &str, group: &GroupName) -> Option<&DeviceGroup> {

@@ -8,8 +8,11 @@ use carina_core::{Error, GroupName, Strategy, VolumeName};
 use carina_sched::{Claim, Offer, Offers, PodId, PodRequest, Reasons, Reservation, Score, Warning};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
+use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -24,6 +27,14 @@ use crate::node_storage::NodeStorageResource;
 /// How long a call waits for a claim that the scheduler knows already and the watch hasn't brought yet.
 const LATE: Duration = Duration::from_millis(200);
 
+/// How long room is looked for more of before a pod that waits is told of it.
+const MORE_ROOM: Duration = Duration::from_secs(1);
+/// How many pods are looked at, of those that fit nowhere.
+const LOOKED_AT: usize = 256;
+/// The annotation of a claim whose pod fits somewhere again, with when that was seen, in seconds since 1970. The
+/// scheduler isn't told of room; a change of a claim has it try every pod again that the extender refused.
+pub const ROOM_SEEN: &str = "carina.storage.io/room-seen";
+
 /// The cluster.
 pub struct Cluster {
     nodes: Mirror<NodeStorageResource>,
@@ -33,6 +44,8 @@ pub struct Cluster {
     classes: Mirror<StorageClass>,
     pods: Mirror<Pod>,
     desk: Mutex<Desk>,
+    /// There is more room than there was, and pods that fit nowhere.
+    room: Notify,
     began: Instant,
 }
 
@@ -41,6 +54,8 @@ struct Desk {
     offers: Offers,
     /// The version of each pod when it last asked: what is older says nothing about its answer.
     asked: HashMap<PodId, u64>,
+    /// The pods that fit nowhere when they last asked, with their keys.
+    waiting: HashMap<PodId, String>,
     /// Whether another replica answers.
     closed: bool,
 }
@@ -70,7 +85,13 @@ impl Cluster {
             persistent_volumes: Mirror::new(SCHEDULER),
             classes: Mirror::new(SCHEDULER),
             pods: Mirror::of(SCHEDULER, Pod::may_have_claims),
-            desk: Mutex::new(Desk { offers: Offers::new(strategy, patience), asked: HashMap::new(), closed: false }),
+            desk: Mutex::new(Desk {
+                offers: Offers::new(strategy, patience),
+                asked: HashMap::new(),
+                waiting: HashMap::new(),
+                closed: false,
+            }),
+            room: Notify::new(),
             began: Instant::now(),
         })
     }
@@ -85,7 +106,56 @@ impl Cluster {
         self.watch(&mut tasks, client, |cluster| &cluster.pods, Self::on_pod);
         self.watch(&mut tasks, client, |cluster| &cluster.persistent_volumes, |_, _| {});
         self.watch(&mut tasks, client, |cluster| &cluster.classes, |_, _| {});
+        let (cluster, client) = (Arc::clone(self), client.clone());
+        tasks.spawn(async move { cluster.tell_of_room(client).await });
         tasks
+    }
+
+    /// Has the scheduler try again when there is room for a pod that fit nowhere, for ever.
+    async fn tell_of_room(&self, client: Client) {
+        loop {
+            self.room.notified().await;
+            tokio::time::sleep(MORE_ROOM).await;
+            let Some((pod, claim)) = self.pod_with_room() else { continue };
+            let api: Api<PersistentVolumeClaim> =
+                Api::namespaced(client.clone(), claim.metadata.namespace.as_deref().unwrap_or_default());
+            let now = jiff::Timestamp::now().as_second().to_string();
+            let annotations = json!({ ROOM_SEEN: now });
+            let patch = Patch::Merge(json!({"metadata": {"uid": claim.uid(), "annotations": annotations}}));
+            match api.patch(&claim.name_any(), &PatchParams::default(), &patch).await {
+                Ok(_) => tracing::info!(%pod, "there is room for it again: the scheduler is had to try again"),
+                Err(error) => tracing::warn!(
+                    %pod,
+                    "there is room for it again, and its claim could not be marked so ({error}): the scheduler tries \
+                     again by itself within five minutes"
+                ),
+            }
+        }
+    }
+
+    /// A pod that fit nowhere when it last asked and does now, with a claim of its that isn't bound.
+    fn pod_with_room(&self) -> Option<(PodId, Arc<PersistentVolumeClaim>)> {
+        let waiting: Vec<(PodId, String)> =
+            self.desk().waiting.iter().take(LOOKED_AT).map(|(id, key)| (id.clone(), key.clone())).collect();
+        waiting.into_iter().find_map(|(id, key)| {
+            let pod = self.pods.get(&key).filter(|pod| pod.id() == id && pod.spec.node_name.is_none())?;
+            let Asks::Room(request) = self.asks(&pod) else { return None };
+            if !self.desk().offers.fits_somewhere(&request) {
+                return None;
+            }
+            let unbound = |claim: &Arc<PersistentVolumeClaim>| {
+                claim.spec.as_ref().is_some_and(|spec| spec.volume_name.as_deref().is_none_or(str::is_empty))
+            };
+            let claim = claim_keys(&pod).filter_map(|key| self.claims.get(&key)).find(unbound)?;
+            Some((id, claim))
+        })
+    }
+
+    /// There may be more room than there was.
+    fn is_roomier(&self, desk: &Desk) {
+        if !desk.waiting.is_empty() {
+            self.room.notify_one();
+        }
     }
 
     fn watch<K>(
@@ -128,7 +198,12 @@ impl Cluster {
     /// Ends the answers whose time is over.
     pub fn expire(&self) {
         let now = self.began.elapsed();
-        for pod in self.desk().offers.expire(now) {
+        let desk = &mut *self.desk();
+        let ended = desk.offers.expire(now);
+        if !ended.is_empty() {
+            self.is_roomier(desk);
+        }
+        for pod in ended {
             tracing::info!(%pod, "its answer holds nothing any more: no sign of a choice came in time");
         }
     }
@@ -150,7 +225,13 @@ impl Cluster {
             return Answer::Closed;
         }
         desk.asked.insert(request.pod.clone(), pod.version());
-        match desk.offers.filter(&request, nodes, now) {
+        let offer = desk.offers.filter(&request, nodes, now);
+        if offer.as_ref().is_ok_and(|offer| offer.nodes.is_empty()) {
+            desk.waiting.insert(request.pod.clone(), key(pod));
+        } else {
+            desk.waiting.remove(&request.pod);
+        }
+        match offer {
             Ok(offer) => Answer::Offer(offer, Box::new(desk.offers.why_not(&request))),
             Err(error) => Answer::Refused(error.into()),
         }
@@ -238,7 +319,13 @@ impl Cluster {
             Change::Is(node) => {
                 let Some(report) = node.report() else { return };
                 let name = report.node.clone();
-                warn(&name, &self.desk().offers.report(report).warnings);
+                let desk = &mut *self.desk();
+                let free = |desk: &Desk| desk.offers.ledger().view().free(&name);
+                let before = free(desk);
+                warn(&name, &desk.offers.report(report).warnings);
+                if free(desk) > before {
+                    self.is_roomier(desk);
+                }
             }
             Change::Gone(node) => self.desk().offers.remove_node(&node.name_any()),
         }
@@ -304,6 +391,7 @@ impl Cluster {
                 let desk = &mut *self.desk();
                 desk.offers.end(&pod.id());
                 desk.asked.remove(&pod.id());
+                desk.waiting.remove(&pod.id());
                 return;
             }
         };

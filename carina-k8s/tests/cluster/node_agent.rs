@@ -300,6 +300,8 @@ async fn the_node_publishes_what_it_has_and_keeps_it_through_restarts() {
     assert!(writes <= 4, "{writes} writes for 20 volumes made at once");
     assert_eq!(status.allocatable["carina.storage.io/carina-vg-ssd"].as_str(), "130");
     assert_eq!(ssd.device_group().unwrap().volumes_size, Bytes::gib(20));
+    // Good news is told by then.
+    tokio::time::sleep(Duration::from_secs(30)).await;
     node.stop().await;
     let before = server.object("carina.storage.io/nodestorageresources", "n1");
     server.take_requests();

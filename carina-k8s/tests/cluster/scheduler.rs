@@ -12,7 +12,7 @@ use carina_core::{
 };
 use carina_csi::{DRIVER_NAME, TOPOLOGY_KEY};
 use carina_k8s::controller::ClusterVolumes;
-use carina_k8s::scheduler::{Cluster, Journal, LARGEST_BODY, router};
+use carina_k8s::scheduler::{Cluster, Journal, LARGEST_BODY, ROOM_SEEN, router};
 use carina_k8s::web::Ready;
 use http::{Method, Request};
 use http_body_util::BodyExt;
@@ -506,6 +506,41 @@ async fn pods_fill_the_nodes_to_the_last_place_and_the_one_too_many_is_told_why(
     assert!(offered.is_empty());
     assert!(reasons.values().all(|reason| reason.starts_with("not enough local storage")), "{reasons:?}");
     assert_eq!(reasons.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_fit_nowhere_is_tried_again_when_there_is_room() {
+    let server = ApiServer::new();
+    let user = User { client: server.client() };
+    user.class("local", "WaitForFirstConsumer", json!({"carina.storage.io/disk-type": "ssd"})).await;
+    let node = Node::started(&server, "n1").await;
+    published(&server, &[&node]).await;
+    let controller = Controller::start(&server).await;
+    let whole = controller.service.create(on_ssd("whole", 140, "n1")).await.unwrap();
+    let extender = Extender::start(&server.client()).await;
+    user.claim("data", "local", 50).await;
+    let pod = user.pod("db-0", &["data"]).await;
+    until("the claim is seen and there is no room", async || {
+        let (nodes, reasons) = extender.filter(&pod, &["n1"]).await;
+        (nodes.is_empty() && reasons["n1"].contains("not enough local storage")).then_some(())
+    })
+    .await;
+    let seen = async || {
+        let claim = user.claims().get("data").await.unwrap();
+        claim.annotations().get(ROOM_SEEN).cloned()
+    };
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(seen().await, None, "nothing has changed");
+    controller.service.delete(&whole.id).await.unwrap();
+    until("its claim says that there is room", async || seen().await).await;
+    assert_eq!(extender.filter(&pod, &["n1"]).await.0, ["n1"]);
+    // It waits for nothing any more.
+    user.claims()
+        .patch("data", &PatchParams::default(), &Patch::Merge(json!({"metadata": {"annotations": {ROOM_SEEN: null}}})))
+        .await
+        .unwrap();
+    tokio::time::sleep(PATIENCE * 2).await;
+    assert_eq!(seen().await, None);
 }
 
 #[tokio::test(start_paused = true)]
