@@ -181,6 +181,10 @@ fn is_leaving(pv: Ours<'_>) -> bool {
 }
 
 fn decide_deleted(seen: &Seen<'_>, volume: &LogicVolume, pv: Option<Ours<'_>>) -> Step {
+    // It alone says what the PersistentVolume is to be that was deleted for it: that comes first.
+    if pv.is_none() && volume.annotation(REPLACEMENT).is_some() && !volume.may_delete_storage() {
+        return Step::CreatePersistentVolume;
+    }
     let held = volume.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
     let moving = pv.is_some_and(|pv| Rebuilding::of(pv).is_some_and(|r| r.node == volume.spec.node_name));
     // Of a fenced node, only what is made again elsewhere: its agent may still answer for the rest.
