@@ -81,7 +81,12 @@ impl LvmBackend {
             Err(error) => {
                 tracing::error!("{name}: {lost} of the pool of {id} could not be given back: {error}");
                 let group = self.group(name).await?;
-                self.run(argv::activate(&group.scope(self.dialect().await?), id.as_str()), "activate", id).await
+                self.run(argv::activate(&group.scope(self.dialect().await?), id.as_str()), "activate", id).await?;
+                // It was repaired all the same, and is compared before anybody writes to it.
+                if has_old(&group, &pool.name) {
+                    return self.end_repair(name, ours, pool, share.mapped, &tag).await;
+                }
+                Ok(())
             }
         }
     }
@@ -122,7 +127,7 @@ impl LvmBackend {
         match now {
             // Not up: its attach comes first.
             None => return Ok(()),
-            Some(now) if now.mapped != mapped => {
+            Some(now) if now.mapped < mapped => {
                 return Err(Error::Unhealthy(format!(
                     "{id} has {} in its pool since the pool's metadata was repaired, and had {mapped}; its metadata \
                      from before is {name}/{old}. Take them down and put it back: `lvchange --activate n {name}/{id} \

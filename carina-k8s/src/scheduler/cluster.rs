@@ -151,8 +151,8 @@ impl Cluster {
         })
     }
 
-    /// There may be more room than there was.
-    fn is_roomier(&self, desk: &Desk) {
+    /// Has it looked whether a pod that fit nowhere does now: there may be more room than there was.
+    fn look_for_room(&self, desk: &Desk) {
         if !desk.waiting.is_empty() {
             self.room.notify_one();
         }
@@ -201,7 +201,7 @@ impl Cluster {
         let desk = &mut *self.desk();
         let ended = desk.offers.expire(now);
         if !ended.is_empty() {
-            self.is_roomier(desk);
+            self.look_for_room(desk);
         }
         for pod in ended {
             tracing::info!(%pod, "its answer holds nothing any more: no sign of a choice came in time");
@@ -324,7 +324,7 @@ impl Cluster {
                 let before = free(desk);
                 warn(&name, &desk.offers.report(report).warnings);
                 if free(desk) > before {
-                    self.is_roomier(desk);
+                    self.look_for_room(desk);
                 }
             }
             Change::Gone(node) => self.desk().offers.remove_node(&node.name_any()),
