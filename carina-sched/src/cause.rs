@@ -1,7 +1,7 @@
 //! Why a node won't do, as it is found: nothing is copied and nothing worded until somebody wants to read it,
 //! for a scheduler asks about thousands of nodes at once.
 
-use carina_core::{Bytes, VolumeCost};
+use carina_core::{Bytes, VolumeCost, VolumeType};
 
 use crate::compiled::{Need, cost};
 use crate::packing::{Packer, RawClaim};
@@ -35,13 +35,17 @@ pub(crate) struct Search<'a> {
     extents: usize,
     /// By claim and extent.
     costs: Vec<Option<VolumeCost>>,
+    /// The one kind of group that all claims may go to, where there is just one, and by extent what they need of it.
+    /// Most requests name a group, and then a node's own row says what it lacks; the node itself, which lies
+    /// somewhere in memory, need not be looked at.
+    only: Option<(usize, Vec<Need>)>,
 }
 
 impl<'a> Search<'a> {
     pub fn new(view: &ClusterView, request: &'a PodRequest) -> Self {
         let (columns, extents) = (view.columns(), view.extents());
         let claims = || request.claims.iter();
-        Self {
+        let mut search = Self {
             request,
             pinned: request.pinned().ok().flatten(),
             kinds: columns.len(),
@@ -50,7 +54,45 @@ impl<'a> Search<'a> {
                 .collect(),
             extents: extents.len(),
             costs: claims().flat_map(|claim| extents.iter().map(|extent| cost(claim, *extent))).collect(),
+            only: None,
+        };
+        search.only = search.find_only(view);
+        search
+    }
+
+    fn find_only(&self, view: &ClusterView) -> Option<(usize, Vec<Need>)> {
+        let claims = self.request.claims.len();
+        let may = |claim: usize, kind: usize| self.may.get(claim * self.kinds + kind).is_some_and(|may| *may);
+        let mut kinds = (0..self.kinds).filter(|kind| (0..claims).any(|claim| may(claim, *kind)));
+        let kind = kinds.next()?;
+        let key = &view.columns().get(kind)?.key;
+        let plain = self.pinned.is_none() && self.request.topology.terms.is_empty();
+        if !plain || kinds.next().is_some() || key.volume_type == VolumeType::Raw {
+            return None;
         }
+        if !(0..claims).all(|claim| may(claim, kind)) {
+            return None;
+        }
+        Some((kind, (0..self.extents).map(|extent| self.need(0..claims, extent)).collect()))
+    }
+
+    /// What claims need of a group with this extent.
+    fn need(&self, claims: impl Iterator<Item = usize>, extent: usize) -> Need {
+        let mut need = Need::default();
+        claims.for_each(|claim| need.add(self.costs.get(claim * self.extents + extent).copied().flatten()));
+        need
+    }
+
+    /// The summary of [`Search::cause`] for the node of this index, where its row alone says it and no hold could
+    /// be what is in the way, or none is `undecided`.
+    pub fn at_once(&self, view: &ClusterView, index: usize, undecided: bool) -> Option<&'static str> {
+        let (kind, needs) = self.only.as_ref()?;
+        let row = view.columns().get(*kind)?.row(index);
+        let need = needs.get(row.extent as usize)?;
+        // A group that takes nothing at all has reasons of its own.
+        let takes = row.available() > 0 && need.count <= row.slots;
+        let lacks = need.size > row.promise || need.footprint(row.spare) > row.room;
+        (takes && lacks && !(row.held && undecided)).then_some(if row.held { NO_ROOM_BESIDE } else { NO_ROOM })
     }
 
     /// Why the request cannot go to a node where it doesn't fit.
@@ -131,9 +173,7 @@ impl<'a> Search<'a> {
             let exclusive = all().any(|claim| claim.exclusive);
             return fits.is_none().then(|| Cause::NoDisk { group, asked: asked(), exclusive });
         }
-        let mut need = Need::default();
-        let cost = |claim: usize| *self.costs.get(claim * self.extents + group.row.extent as usize)?;
-        claims.clone().for_each(|claim| need.add(cost(claim)));
+        let need = self.need(claims.clone(), group.row.extent as usize);
         let footprint = need.footprint(group.row.spare);
         if need.size <= group.row.promise && footprint <= group.row.room {
             return None;

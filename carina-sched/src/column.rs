@@ -32,6 +32,8 @@ pub struct Row {
     pub slots: u32,
     /// Its extent, by its place in the view's list.
     pub extent: u32,
+    /// Whether anything is held there.
+    pub held: bool,
 }
 
 impl Row {
@@ -49,6 +51,7 @@ pub struct GroupPage {
     pub spare: [u64; PAGE],
     pub slots: [u32; PAGE],
     pub extent: [u32; PAGE],
+    pub held: [bool; PAGE],
     /// How many nodes of the page have such a group.
     present: u32,
     /// The extent of all rows that can take anything, if they agree.
@@ -62,6 +65,7 @@ impl GroupPage {
         spare: [0; PAGE],
         slots: [0; PAGE],
         extent: [0; PAGE],
+        held: [false; PAGE],
         present: 0,
         uniform: None,
     };
@@ -74,6 +78,7 @@ impl GroupPage {
             spare: self.spare[lane],
             slots: self.slots[lane],
             extent: self.extent[lane],
+            held: self.held[lane],
         }
     }
 }
@@ -97,6 +102,11 @@ impl Column {
         self.pages.get(page)?.as_deref()
     }
 
+    /// A node's row; one without anything where the node has no such group.
+    pub fn row(&self, node: usize) -> Row {
+        self.page(node / PAGE).map(|page| page.row(node % PAGE)).unwrap_or_default()
+    }
+
     /// Writes a node's row; `joins` if the node had no such group before.
     pub fn set(&mut self, node: usize, row: Row, joins: bool) {
         let (number, lane) = (node / PAGE, node % PAGE);
@@ -109,6 +119,7 @@ impl Column {
         page.spare[lane] = row.spare;
         page.slots[lane] = row.slots;
         page.extent[lane] = row.extent;
+        page.held[lane] = row.held;
         if joins {
             page.present += 1;
             self.nodes += 1;

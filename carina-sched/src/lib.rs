@@ -13,6 +13,7 @@ mod evaluate;
 mod explain;
 mod index;
 mod ledger;
+mod names;
 mod offers;
 mod one_machine;
 mod packing;

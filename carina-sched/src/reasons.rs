@@ -48,7 +48,7 @@ impl Reasons {
     #[must_use]
     pub fn of<'n>(&self, nodes: impl IntoIterator<Item = &'n str>) -> Vec<(String, Reason)> {
         let (mut scorer, search) = (self.scorer(), Search::new(&self.view, &self.request));
-        let reason = |name: &str| match self.find(&search, scorer.as_mut(), name) {
+        let reason = |name: &str| match self.find(&search, scorer.as_mut(), self.view.index(name)) {
             Found::Shared(volume, by) => Reason::SharedClaim { volume: volume.clone(), by: by.clone() },
             Found::Unknown => Reason::UnknownNode { node: name.to_owned() },
             Found::BeingScheduled(node) => {
@@ -65,11 +65,18 @@ impl Reasons {
     #[must_use]
     pub fn summaries<'n>(&self, nodes: impl IntoIterator<Item = &'n str>) -> Vec<&'static str> {
         let (mut scorer, search) = (self.scorer(), Search::new(&self.view, &self.request));
-        let summary = |name: &str| match self.find(&search, scorer.as_mut(), name) {
-            Found::Shared(..) => SHARED_CLAIM,
-            Found::Unknown => UNKNOWN_NODE,
-            Found::BeingScheduled(_) => BEING_SCHEDULED,
-            Found::Cause(cause, _) => cause.summary(),
+        let summary = |name: &str| {
+            let index = self.view.index(name);
+            let at_once = index.and_then(|index| search.at_once(&self.view, index, scorer.is_some()));
+            match at_once.filter(|_| self.shared.is_none()) {
+                Some(summary) => summary,
+                None => match self.find(&search, scorer.as_mut(), index) {
+                    Found::Shared(..) => SHARED_CLAIM,
+                    Found::Unknown => UNKNOWN_NODE,
+                    Found::BeingScheduled(_) => BEING_SCHEDULED,
+                    Found::Cause(cause, _) => cause.summary(),
+                },
+            }
         };
         nodes.into_iter().map(summary).collect()
     }
@@ -94,11 +101,11 @@ impl Reasons {
         scorer.prepare(&self.view, &self.request, self.strategy).is_ok().then_some(scorer)
     }
 
-    fn find<'s>(&'s self, search: &Search<'s>, scorer: Option<&mut Scorer>, name: &str) -> Found<'s> {
+    fn find<'s>(&'s self, search: &Search<'s>, scorer: Option<&mut Scorer>, index: Option<usize>) -> Found<'s> {
         if let Some((volume, by)) = &self.shared {
             return Found::Shared(volume, by);
         }
-        let Some(node) = self.view.index(name).and_then(|index| self.view.node(index)) else { return Found::Unknown };
+        let Some(node) = index.and_then(|index| self.view.node(index)) else { return Found::Unknown };
         if scorer.is_some_and(|scorer| self.waits(scorer, node)) {
             return Found::BeingScheduled(node);
         }

@@ -8,6 +8,7 @@ use carina_core::{
 };
 
 use crate::column::{Column, GroupKey, Row};
+use crate::names::Names;
 use crate::packing::FreeDisk;
 use crate::paged::Paged;
 use crate::report::{NodeReport, Warning};
@@ -81,18 +82,11 @@ pub(crate) struct Group {
 #[derive(Debug, Clone, Default)]
 pub struct ClusterView {
     nodes: Paged<Option<Arc<Node>>>,
-    names: Arc<HashMap<Arc<str>, Located>>,
+    names: Arc<Names>,
     vacant: Vec<u32>,
     columns: Vec<Column>,
     column_of: Arc<HashMap<Arc<GroupKey>, usize>>,
     extents: Vec<Bytes>,
-}
-
-/// Where a node is: its index, and its place on the ring, so that a look-up by name needn't follow it.
-#[derive(Debug, Clone, Copy)]
-struct Located {
-    index: u32,
-    ring: u64,
 }
 
 impl ClusterView {
@@ -116,7 +110,7 @@ impl ClusterView {
 
     /// The names of the nodes, in no particular order.
     pub fn node_names(&self) -> impl Iterator<Item = &str> {
-        self.names.keys().map(AsRef::as_ref)
+        self.names.iter()
     }
 
     /// What the groups of a node have free as the node reported it, holds aside; nothing of a node that isn't known.
@@ -201,7 +195,7 @@ impl ClusterView {
             groups,
             holds: Arc::clone(holds),
         };
-        let index = known.unwrap_or_else(|| self.join(name, ring));
+        let index = known.unwrap_or_else(|| self.join(&name));
         self.put(index, Some(node));
         warnings
     }
@@ -266,7 +260,7 @@ impl ClusterView {
         }
     }
 
-    fn join(&mut self, name: Arc<str>, ring: u64) -> usize {
+    fn join(&mut self, name: &str) -> usize {
         let index = match self.vacant.pop() {
             Some(index) => index as usize,
             None => {
@@ -275,7 +269,7 @@ impl ClusterView {
             }
         };
         if let Ok(number) = u32::try_from(index) {
-            Arc::make_mut(&mut self.names).insert(name, Located { index: number, ring });
+            Arc::make_mut(&mut self.names).insert(name, number);
         }
         index
     }
@@ -410,7 +404,7 @@ impl Group {
             }
             let free = disks.iter().map(FreeDisk::free).sum();
             self.free = disks.into();
-            self.row = Row { promise: free, room: free, spare: 0, slots, extent };
+            self.row = Row { promise: free, room: free, spare: 0, slots, extent, held: !self.held.is_zero() };
             lacking
         } else {
             let size = self.held;
@@ -426,6 +420,7 @@ impl Group {
                 spare: figures.metadata_spare.max(largest).get(),
                 slots,
                 extent,
+                held: !self.held.is_zero(),
             };
             size.saturating_sub(promise).max(footprint.saturating_sub(room))
         };
