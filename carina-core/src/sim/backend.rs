@@ -1,5 +1,6 @@
 //! One run of the simulated backend.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -106,7 +107,8 @@ impl SimBackend {
 
     /// The volumes with their device nodes.
     fn with_devices(&self, mut volumes: Vec<Volume>) -> Vec<Volume> {
-        let loops = if self.runner.is_some() { loop_device::all() } else { BTreeMap::new() };
+        // Only read once there is a file that could be under one: a volume has none before it is attached.
+        let loops = LazyCell::new(loop_device::all);
         for volume in &mut volumes {
             volume.device = match (self.data(&volume.id), &self.runner) {
                 (Some(file), Some(_)) => fs::canonicalize(file).ok().and_then(|file| loops.get(&file).cloned()),

@@ -25,7 +25,9 @@ pub(super) fn all() -> BTreeMap<PathBuf, PathBuf> {
 
 /// The loop device over this file, if there is one.
 pub(super) fn find(file: &Path) -> Option<PathBuf> {
-    all().remove(&fs::canonicalize(file).ok()?)
+    // A file that isn't there has none, which the list needn't be read for.
+    let file = fs::canonicalize(file).ok()?;
+    all().remove(&file)
 }
 
 /// The loop device over this file, made if there is none.
