@@ -29,8 +29,8 @@ const LATE: Duration = Duration::from_millis(200);
 
 /// How long room is looked for more of before a pod that waits is told of it.
 const MORE_ROOM: Duration = Duration::from_secs(1);
-/// How many pods are looked at, of those that fit nowhere.
-const LOOKED_AT: usize = 256;
+/// After so many pods that were looked at, others have their turn.
+const AT_ONCE: usize = 64;
 /// The annotation of a claim whose pod fits somewhere again, with when that was seen, in seconds since 1970. The
 /// scheduler isn't told of room; a change of a claim has it try every pod again that the extender refused.
 pub const ROOM_SEEN: &str = "carina.storage.io/room-seen";
@@ -116,7 +116,7 @@ impl Cluster {
         loop {
             self.room.notified().await;
             tokio::time::sleep(MORE_ROOM).await;
-            let Some((pod, claim)) = self.pod_with_room() else { continue };
+            let Some((pod, claim)) = self.pod_with_room().await else { continue };
             let api: Api<PersistentVolumeClaim> =
                 Api::namespaced(client.clone(), claim.metadata.namespace.as_deref().unwrap_or_default());
             let now = jiff::Timestamp::now().as_second().to_string();
@@ -134,21 +134,31 @@ impl Cluster {
     }
 
     /// A pod that fit nowhere when it last asked and does now, with a claim of its that isn't bound.
-    fn pod_with_room(&self) -> Option<(PodId, Arc<PersistentVolumeClaim>)> {
+    async fn pod_with_room(&self) -> Option<(PodId, Arc<PersistentVolumeClaim>)> {
         let waiting: Vec<(PodId, String)> =
-            self.desk().waiting.iter().take(LOOKED_AT).map(|(id, key)| (id.clone(), key.clone())).collect();
-        waiting.into_iter().find_map(|(id, key)| {
-            let pod = self.pods.get(&key).filter(|pod| pod.id() == id && pod.spec.node_name.is_none())?;
-            let Asks::Room(request) = self.asks(&pod) else { return None };
-            if !self.desk().offers.fits_somewhere(&request) {
-                return None;
+            self.desk().waiting.iter().map(|(id, key)| (id.clone(), key.clone())).collect();
+        for (i, (id, key)) in waiting.into_iter().enumerate() {
+            if i % AT_ONCE == AT_ONCE - 1 {
+                tokio::task::yield_now().await;
             }
-            let unbound = |claim: &Arc<PersistentVolumeClaim>| {
-                claim.spec.as_ref().is_some_and(|spec| spec.volume_name.as_deref().is_none_or(str::is_empty))
-            };
-            let claim = claim_keys(&pod).filter_map(|key| self.claims.get(&key)).find(unbound)?;
-            Some((id, claim))
-        })
+            let pod = self.pods.get(&key).filter(|pod| pod.id() == id && pod.spec.node_name.is_none());
+            if let Some(claim) = pod.and_then(|pod| self.claim_with_room(&pod)) {
+                return Some((id, claim));
+            }
+        }
+        None
+    }
+
+    /// A claim of a pod that isn't bound, if the pod fits somewhere.
+    fn claim_with_room(&self, pod: &Pod) -> Option<Arc<PersistentVolumeClaim>> {
+        let Asks::Room(request) = self.asks(pod) else { return None };
+        if !self.desk().offers.fits_somewhere(&request) {
+            return None;
+        }
+        let unbound = |claim: &Arc<PersistentVolumeClaim>| {
+            claim.spec.as_ref().is_some_and(|spec| spec.volume_name.as_deref().is_none_or(str::is_empty))
+        };
+        claim_keys(pod).filter_map(|key| self.claims.get(&key)).find(unbound)
     }
 
     /// Has it looked whether a pod that fit nowhere does now: there may be more room than there was.
