@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use http::HeaderValue;
+use http::header::USER_AGENT;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::{Builder, Client as Requests, connect::HttpConnector};
@@ -20,19 +22,22 @@ use tower::{BoxError, ServiceBuilder};
 const SILENT: Duration = Duration::from_secs(30);
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
-/// A client by what `KUBECONFIG` or the pod's service account says.
+/// A client for a program of this name by what `KUBECONFIG` or the pod's service account says.
 ///
 /// # Errors
 /// If there is neither, or one that makes no sense.
-pub async fn infer() -> Result<Client> {
-    client(Config::infer().await.map_err(Error::InferConfig)?)
+pub async fn infer(program: &str) -> Result<Client> {
+    client(program, Config::infer().await.map_err(Error::InferConfig)?)
 }
 
-/// A client by a configuration.
+/// A client for a program of this name by a configuration. The API server takes the name for who wrote what: in its
+/// audit log and in `managedFields`.
 ///
 /// # Errors
 /// If its certificates, keys or names cannot be used.
-pub fn client(config: Config) -> Result<Client> {
+pub fn client(program: &str, mut config: Config) -> Result<Client> {
+    let agent = HeaderValue::try_from(format!("{program}/{}", env!("CARGO_PKG_VERSION")));
+    config.headers.push((USER_AGENT, agent.map_err(|error| Error::HttpError(error.into()))?));
     if config.proxy_url.is_some() || config.auth_info.exec.is_some() {
         // A person's own configuration: kube's client knows proxies, and what a credential plugin may answer.
         return Client::try_from(config);

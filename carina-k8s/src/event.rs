@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::condition::shorten;
@@ -30,6 +30,8 @@ const CLUSTER_EVENTS: &str = "default";
 const QUEUE: usize = 1024;
 /// Good news waits this long: while many volumes are made at once, the API server has better to do.
 const GOOD_NEWS_WAITS: Duration = Duration::from_secs(5);
+/// How long the end of a program waits for what was told to be written.
+const AT_THE_END: Duration = Duration::from_secs(3);
 /// An event that is told again within this time counts up the one that is there.
 const SERIES: Duration = Duration::from_secs(600);
 /// How many events an object may have at once, and how long it takes until it may have one more: the
@@ -198,11 +200,20 @@ struct Dated {
     since: Instant,
 }
 
+/// What waits in a queue.
+#[derive(Debug)]
+enum Queued {
+    News(Dated),
+    /// Somebody wants to know when all that came before is written.
+    Mark(oneshot::Sender<()>),
+}
+
 /// Tells of events. Clones tell through the same queues.
 #[derive(Debug, Clone)]
 pub struct Recorder {
-    normal: mpsc::Sender<Dated>,
-    warnings: mpsc::Sender<Dated>,
+    normal: mpsc::Sender<Queued>,
+    warnings: mpsc::Sender<Queued>,
+    ending: watch::Sender<bool>,
 }
 
 impl Recorder {
@@ -211,11 +222,30 @@ impl Recorder {
     #[must_use]
     pub fn new(client: Client, component: &str, instance: &str) -> Self {
         let writer = Writer { client, component: component.to_owned(), instance: instance.to_owned() };
+        let ending = watch::Sender::new(false);
         let (normal, good_news) = mpsc::channel(QUEUE);
-        tokio::spawn(writer.clone().run(good_news, GOOD_NEWS_WAITS));
+        tokio::spawn(writer.clone().run(good_news, GOOD_NEWS_WAITS, ending.subscribe()));
         let (warnings, bad_news) = mpsc::channel(QUEUE);
-        tokio::spawn(writer.run(bad_news, Duration::ZERO));
-        Self { normal, warnings }
+        tokio::spawn(writer.run(bad_news, Duration::ZERO, ending.subscribe()));
+        Self { normal, warnings, ending }
+    }
+
+    /// Has all written that was told, at the end of the program: nothing waits any more, and this waits for it a few
+    /// seconds.
+    pub async fn finish(&self) {
+        self.ending.send_replace(true);
+        let written = async {
+            for queue in [&self.warnings, &self.normal] {
+                let (mark, reached) = oneshot::channel();
+                // A writer that is gone writes nothing more.
+                if queue.send(Queued::Mark(mark)).await.is_ok() {
+                    let _ = reached.await;
+                }
+            }
+        };
+        if tokio::time::timeout(AT_THE_END, written).await.is_err() {
+            tracing::warn!("not every event was written within {AT_THE_END:?}");
+        }
     }
 
     /// Tells of what went as it should. `reason` is one word in `PascalCase`.
@@ -233,7 +263,8 @@ impl Recorder {
         for about in about {
             let news = News { about, tone, reason: reason.to_owned(), note: note.clone() };
             let queue = if tone == Tone::Normal { &self.normal } else { &self.warnings };
-            if let Err(refused) = queue.try_send(Dated { news, at: Timestamp::now(), since: Instant::now() }) {
+            let dated = Dated { news, at: Timestamp::now(), since: Instant::now() };
+            if let Err(refused) = queue.try_send(Queued::News(dated)) {
                 tracing::warn!("an event was not written ({refused})");
             }
         }
@@ -304,11 +335,23 @@ struct Writer {
 }
 
 impl Writer {
-    /// Writes what is told, each so long after it was told.
-    async fn run(self, mut queue: mpsc::Receiver<Dated>, after: Duration) {
+    /// Writes what is told, each so long after it was told, or at once when the program ends.
+    async fn run(self, mut queue: mpsc::Receiver<Queued>, after: Duration, mut ending: watch::Receiver<bool>) {
         let mut told = Told::default();
-        while let Some(Dated { news, at, since }) = queue.recv().await {
-            tokio::time::sleep_until(since + after).await;
+        while let Some(queued) = queue.recv().await {
+            let Dated { news, at, since } = match queued {
+                Queued::News(dated) => dated,
+                Queued::Mark(reached) => {
+                    // Who waited may have given up.
+                    let _ = reached.send(());
+                    continue;
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(since + after) => {}
+                // Also when every recorder is gone.
+                _ = ending.wait_for(|ending| *ending) => {}
+            }
             let step = told.next(&news, Instant::now());
             if step == Step::Skip {
                 tracing::debug!(?news, "too many events for this object");

@@ -21,7 +21,7 @@ where
         Err(error) => return fail(name, &format!("no runtime: {error}")),
     };
     runtime.block_on(async {
-        let client = match crate::client::infer().await {
+        let client = match crate::client::infer(name).await {
             Ok(client) => client,
             Err(error) => {
                 return fail(name, &format!("no way to a cluster, neither by KUBECONFIG nor from inside one: {error}"));

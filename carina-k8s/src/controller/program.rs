@@ -40,6 +40,7 @@ pub async fn run(
     let (volumes, nodes) = (Arc::clone(&cluster.volumes), Arc::clone(&cluster.nodes));
     let patience = Duration::from_secs(options.agent_timeout);
     let events = Recorder::new(client.clone(), "carina-controller", &options.pod_name);
+    let told = events.clone();
     let (allocator, chooser) = (Arc::clone(&cluster.allocator), Arc::clone(&cluster.allocator));
     let service = ClusterVolumes::new(
         client.clone(),
@@ -121,6 +122,7 @@ pub async fn run(
     if served.is_ok() {
         // It hands its lease back, or has done so by now.
         leading.join_next().await;
+        told.finish().await;
     }
     tasks.shutdown().await;
     Ok(served?)

@@ -100,8 +100,8 @@ pub async fn run(
     tasks.spawn(classes.run(client.clone()));
     tasks.spawn(publisher.with_orphans(found.subscribe()).run());
     tasks.spawn(Monitor::new(engine.clone()).with_host(Arc::new(ProcessRunner::new())).run());
-    let told = telling::tell(engine.clone(), client.clone(), node.clone(), events.clone(), Arc::clone(&changed));
-    tasks.spawn(told);
+    let told = events.clone();
+    tasks.spawn(telling::tell(engine.clone(), client.clone(), node.clone(), events.clone(), Arc::clone(&changed)));
     let volumes = Volumes::new(client.clone(), &node, engine.clone(), events.clone(), Arc::clone(&changed));
     let place = Place { node: node.clone(), cluster, namespace: options.namespace.clone(), clock: Clock::system() };
     let watched = volumes.watched_in();
@@ -118,6 +118,7 @@ pub async fn run(
     let _ = volumes.await;
     let served = csi.await;
     engine.idle().await;
+    told.finish().await;
     tasks.shutdown().await;
     Ok(served??)
 }

@@ -46,8 +46,10 @@ async fn served(protocol: &'static str) -> (String, Arc<AtomicUsize>) {
                             together.wait().await;
                         }
                         let version = if request.version() == Version::HTTP_2 { "h2" } else { "http/1.1" };
-                        let token = request.headers()["authorization"].to_str().unwrap();
-                        Ok::<_, std::convert::Infallible>(Response::new(format!("{version} {token}")))
+                        let header = |name| request.headers()[name].to_str().unwrap();
+                        let agent = header("user-agent").split('/').next().unwrap_or_default();
+                        let said = format!("{agent} by {version}, {}", header("authorization"));
+                        Ok::<_, std::convert::Infallible>(Response::new(said))
                     }
                 });
                 // A connection that its client ends is no failure.
@@ -67,7 +69,7 @@ async fn asked(protocol: &'static str) -> (Vec<String>, usize) {
     let mut config = Config::new(address.parse().unwrap());
     config.accept_invalid_certs = true;
     config.auth_info.token = Some("t".to_owned().into());
-    let client = carina_k8s::client::client(config).unwrap();
+    let client = carina_k8s::client::client("carina-test", config).unwrap();
     let get = |path: &str| client.request_text(Request::get(path).body(Vec::new()).unwrap());
     let mut answers = vec![get("/first").await.unwrap()];
     answers.extend(join_all((0..TOGETHER).map(|_| get("/together"))).await.into_iter().map(Result::unwrap));
@@ -77,13 +79,13 @@ async fn asked(protocol: &'static str) -> (Vec<String>, usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_are_made_at_once_share_one_connection() {
     let (answers, connections) = asked("h2").await;
-    assert_eq!(answers, vec!["h2 Bearer t"; TOGETHER + 1]);
+    assert_eq!(answers, vec!["carina-test by h2, Bearer t"; TOGETHER + 1]);
     assert_eq!(connections, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_http_2_is_served_as_well() {
     let (answers, connections) = asked("http/1.1").await;
-    assert_eq!(answers, vec!["http/1.1 Bearer t"; TOGETHER + 1]);
+    assert_eq!(answers, vec!["carina-test by http/1.1, Bearer t"; TOGETHER + 1]);
     assert!(connections >= TOGETHER, "{connections}");
 }

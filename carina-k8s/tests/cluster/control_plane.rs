@@ -151,7 +151,7 @@ impl ControlPlane {
         config.accept_invalid_certs = true;
         config.auth_info.token = Some(token.to_owned().into());
         config.default_namespace = "kube-system".to_owned();
-        carina_k8s::client::client(config).unwrap()
+        carina_k8s::client::client("carina-test", config).unwrap()
     }
 
     /// Applies an object as `kubectl apply --server-side --validate=strict` does: a field that the server

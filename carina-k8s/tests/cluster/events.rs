@@ -170,3 +170,27 @@ async fn events_are_counted_survive_faults_and_hold_nothing_up() {
     say("b");
     until_told(&server, "default Node/n1 NeedsAPerson: b").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn good_news_waits_for_quiet_but_not_for_the_end_of_the_program() {
+    let server = ApiServer::new();
+    let events = Recorder::new(server.client(), "carina-node", "n1");
+    let begin = tokio::time::Instant::now();
+    for volume in ["a", "b", "c"] {
+        events.normal([Regarding::node("n1")], event::CREATE_SUCCESS, format!("volume {volume} was made"));
+    }
+    events.finish().await;
+    assert_eq!(told(&server).len(), 3);
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_program_does_not_wait_for_ever() {
+    let server = ApiServer::new();
+    let events = Recorder::new(server.client(), "carina-node", "n1");
+    server.set_down(true);
+    events.warning([Regarding::node("n1")], event::CREATE_FAILED, "no room");
+    let begin = tokio::time::Instant::now();
+    events.finish().await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
