@@ -84,6 +84,7 @@ impl fmt::Display for NoCapacity {
         write!(f, "no room for {}: ", self.asked)?;
         match &self.group {
             Some(group) => write!(f, "group {group} takes at most {}", self.available)?,
+            None if self.available.is_zero() => f.write_str("no group takes it")?,
             None => write!(f, "the roomiest group takes at most {}", self.available)?,
         }
         if !self.detail.is_empty() {

@@ -65,7 +65,22 @@ pub fn client(program: &str, mut config: Config) -> Result<Client> {
         .option_layer(config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry())))
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
-        .map_err(BoxError::from)
+        .map_err(in_full)
         .service(requests);
     Ok(ClientBuilder::new(service, config.default_namespace).build())
+}
+
+/// An error with all that it came from: the outermost alone says that it could not connect, and not why.
+fn in_full(error: hyper_util::client::legacy::Error) -> BoxError {
+    let mut words = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        // Some say their cause themselves.
+        if !words.ends_with(&text) {
+            words = format!("{words}: {text}");
+        }
+        cause = inner.source();
+    }
+    words.into()
 }

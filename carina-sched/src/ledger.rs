@@ -224,7 +224,7 @@ impl Ledger {
                 }
             }
             if places.is_empty() {
-                return Err(PlaceError::NoRoom { pod: request.pod.clone(), reasons });
+                return Err(PlaceError::no_room(request, reasons));
             }
             Ok(places)
         })

@@ -137,7 +137,7 @@ impl Offers {
             ledger.scorer = scorer;
             offer = picked?;
             if offer.nodes.is_empty() {
-                return Err(PlaceError::NoRoom { pod: pod.clone(), reasons: Vec::new() });
+                return Err(PlaceError::no_room(request, Vec::new()));
             }
             ledger.place_on(request, offer.nodes.iter().map(|(node, _)| node.as_str()))
         });

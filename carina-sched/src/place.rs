@@ -41,10 +41,12 @@ pub enum PlaceError {
     #[error(transparent)]
     Invalid(#[from] RequestError),
     /// No node will do.
-    #[error("no room for {pod}: {}", tally(.reasons))]
+    #[error("no room for {asked} of {pod}: {}", tally(.reasons))]
     NoRoom {
         /// Who asked.
         pod: PodId,
+        /// The sum of what its claims ask for.
+        asked: Bytes,
         /// Each node's reason, by node.
         reasons: Vec<(String, Reason)>,
     },
@@ -64,6 +66,12 @@ pub enum PlaceError {
         /// The node.
         node: String,
     },
+}
+
+impl PlaceError {
+    pub(crate) fn no_room(request: &PodRequest, reasons: Vec<(String, Reason)>) -> Self {
+        Self::NoRoom { pod: request.pod.clone(), asked: request.claims.iter().map(|claim| claim.size).sum(), reasons }
+    }
 }
 
 /// How many nodes there are of each kind of reason, with one reason in full.
@@ -88,16 +96,16 @@ impl From<PlaceError> for carina_core::Error {
             PlaceError::Invalid(_) => Self::InvalidArgument(error.to_string()),
             PlaceError::HeldByAnother { .. } => Self::Busy(error.to_string()),
             PlaceError::NotHeld { .. } => Self::Precondition(error.to_string()),
-            PlaceError::NoRoom { reasons, .. } => {
+            PlaceError::NoRoom { asked, reasons, .. } => {
                 let no_room = reasons.iter().find_map(|(_, reason)| match reason {
                     Reason::NoRoom(no_room) => Some(no_room),
                     _ => None,
                 });
                 Self::NoCapacity(carina_core::NoCapacity {
-                    asked: no_room.map(|n| n.asked).unwrap_or_default(),
+                    asked: no_room.map_or(*asked, |n| n.asked),
                     available: no_room.map(|n| n.left.saturating_sub(n.reserved)).unwrap_or_default(),
                     group: no_room.map(|n| n.group.clone()),
-                    detail: error.to_string(),
+                    detail: tally(reasons),
                 })
             }
         }
@@ -154,7 +162,7 @@ impl ClusterView {
             None => self.nodes().map(|(_, node)| (node.name.to_string(), why_not(node))).collect(),
         };
         reasons.sort_by(|a, b| a.0.cmp(&b.0));
-        PlaceError::NoRoom { pod: request.pod.clone(), reasons }
+        PlaceError::no_room(request, reasons)
     }
 }
 

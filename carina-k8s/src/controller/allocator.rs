@@ -5,7 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carina_core::{
-    Bytes, Error, GroupName, Medium, Result, Room, VolumeCost, VolumeKind, VolumeName, VolumeRequest, VolumeType,
+    Bytes, Error, GroupName, Medium, NoCapacity, Result, Room, VolumeCost, VolumeKind, VolumeName, VolumeRequest,
+    VolumeType,
 };
 use carina_sched::{
     Claim, GroupReport, Ledger, NODE_LABEL, Placed, PlacedClaim, PodId, PodRequest, Reservation, Strategy, Topology,
@@ -16,6 +17,12 @@ use tokio::time::Instant;
 use crate::failure::{READY, recorded};
 use crate::logic_volume::LogicVolume;
 use crate::node_storage::NodeStorageResource;
+
+/// What to do where no node has reported.
+const NO_NODES: &str = "no carina-node has reported: kubectl -n kube-system get pods -l app=csi-carina-node";
+/// What to do where none of them has a group.
+const NO_GROUPS: &str = "no node has any group, so the disk selection of ConfigMap carina-csi-config means no bare disk: \
+    the log of each carina-node says of each disk why it is left alone (kubectl -n kube-system logs ds/csi-carina-node)";
 
 /// Places volumes, each for itself.
 pub struct Allocator {
@@ -51,11 +58,18 @@ impl Allocator {
         let mut asked = PodRequest::new(pod.clone(), vec![Claim::from(request)]);
         let term = |node: &String| BTreeMap::from([(NODE_LABEL.to_owned(), node.clone())]);
         asked.topology = Topology { terms: request.nodes.iter().map(term).collect() };
-        let ledger = &mut self.known().ledger;
+        let known = &mut *self.known();
+        let ledger = &mut known.ledger;
         ledger.expire(self.began.elapsed());
         // What an earlier try held is over: this one chooses anew.
         ledger.release(&pod);
-        let placed = ledger.reserve(&asked, Duration::MAX)?;
+        let placed = ledger.reserve(&asked, Duration::MAX).map_err(|error| match error.into() {
+            Error::NoCapacity(no) if known.reports.values().all(Vec::is_empty) => {
+                let hint = if known.reports.is_empty() { NO_NODES } else { NO_GROUPS };
+                Error::NoCapacity(NoCapacity { detail: format!("{}; {hint}", no.detail), ..no })
+            }
+            error => error,
+        })?;
         ledger.confirm(&pod);
         let claim = placed.claims.first().map(|claim| claim.group.clone());
         let group = claim.ok_or_else(|| carina_core::Error::Precondition(format!("{pod}: placed without a group")))?;

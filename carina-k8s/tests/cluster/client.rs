@@ -89,3 +89,12 @@ async fn a_server_without_http_2_is_served_as_well() {
     assert_eq!(answers, vec!["carina-test by http/1.1, Bearer t"; TOGETHER + 1]);
     assert!(connections >= TOGETHER, "{connections}");
 }
+
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_is_told_of_with_the_reason() {
+    let mut config = Config::new("https://127.0.0.1:1".parse().unwrap());
+    config.auth_info.token = Some("t".to_owned().into());
+    let client = carina_k8s::client::client("carina-test", config).unwrap();
+    let refused = client.request_text(Request::get("/").body(Vec::new()).unwrap()).await.unwrap_err().to_string();
+    assert!(refused.contains("Connection refused"), "{refused}");
+}

@@ -6,11 +6,15 @@ use std::time::Duration;
 use carina_core::{
     Bytes, Error, GroupName, GroupSelector, SizeRange, Strategy, Volume, VolumeKind, VolumeRequest, VolumeService,
 };
+use carina_k8s::NodeStorageResource;
 use carina_k8s::controller::ClusterVolumes;
 use carina_k8s::controller::program::{Cluster, follow};
 use carina_k8s::event::Recorder;
 use carina_k8s::logic_volume::DELETE_STORAGE;
 use http::Method;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::api_server::{ApiServer, Fault};
@@ -110,6 +114,28 @@ async fn no_room_is_answered_when_nothing_is_left_and_the_volume_may_go_elsewher
     // Scheduled again, to a node with room.
     let made = controller.service.create(VolumeRequest { nodes: vec!["n2".to_owned()], ..full }).await.unwrap();
     assert_eq!(made.node.as_deref(), Some("n2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_there_are_no_nodes_or_no_groups_the_answer_says_what_to_do() {
+    let server = ApiServer::new();
+    let controller = Controller::start(&server).await;
+    let refused = controller.service.create(ask("pvc-1", 10, &[])).await.unwrap_err().to_string();
+    assert!(refused.contains("no room for 10 GiB: no group takes it") && refused.contains("get pods"), "{refused}");
+    let report = json!({
+        "apiVersion": "carina.storage.io/v1beta1", "kind": "NodeStorageResource", "metadata": {"name": "n1"},
+        "spec": {"nodeName": "n1"},
+    });
+    let api: Api<NodeStorageResource> = Api::all(server.client());
+    let made = api.create(&PostParams::default(), &serde_json::from_value(report).unwrap()).await.unwrap();
+    let status = json!({"status": {"syncTime": "2026-01-01T00:00:00Z", "groups": []}});
+    api.patch_status(&made.name_any(), &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    let refused = until("the node is known", async || {
+        let refused = controller.service.create(ask("pvc-1", 10, &[])).await.unwrap_err().to_string();
+        refused.contains("n1").then_some(refused)
+    })
+    .await;
+    assert!(refused.contains("no group takes it") && refused.contains("carina-csi-config"), "{refused}");
 }
 
 #[tokio::test(start_paused = true)]
