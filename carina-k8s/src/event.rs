@@ -83,6 +83,8 @@ pub const REBUILD_REFUSED: &str = "VolumeRebuildRefused";
 pub const REBUILD_WAITS: &str = "VolumeRebuildWaits";
 /// It was.
 pub const REBUILT: &str = "VolumeRebuilt";
+/// A claim is made anew, since the PersistentVolume that was to take the lost one's place was refused.
+pub const CLAIM_RENEWED: &str = "ClaimRenewed";
 /// Start-up recovery left something that only a person can decide.
 pub const NEEDS_A_PERSON: &str = "NeedsAPerson";
 

@@ -47,6 +47,9 @@ pub const MACHINE_ID: &str = "carina.storage.io/machine-id";
 pub const REBUILT_FROM: &str = "carina.storage.io/rebuilt-from";
 /// The PersistentVolume that is to be made again for it, while the old one goes: the object as JSON.
 pub const REPLACEMENT: &str = "carina.storage.io/persistent-volume-to-create";
+/// The claim that is to be made anew because that PersistentVolume was refused: it and the uid of the old one
+/// as JSON.
+pub const NEW_CLAIM: &str = "carina.storage.io/claim-to-create";
 
 /// `status.status` of a volume that exists.
 pub const SUCCESS: &str = "Success";

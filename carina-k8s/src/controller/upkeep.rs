@@ -5,6 +5,7 @@
 //! what is stored at that moment; where it can't be asked, nothing is done.
 
 mod act;
+mod claim;
 mod decide;
 mod replacement;
 #[cfg(test)]
@@ -214,6 +215,10 @@ impl Upkeep {
                 let what = volume.map(|v| v.name_any()).or_else(|| pv.map(|pv| pv.name_any())).unwrap_or_default();
                 tracing::warn!(volume = %what, "{step:?} is tried again in {AFTER_ERROR:?}: {error}");
             }
+        }
+        // No watch tells of a claim either.
+        if let Some(after) = self.acting.look_again() {
+            wake = wake.min(Instant::now() + after);
         }
         Ok(if failed { wake.min(Instant::now() + AFTER_ERROR) } else { wake })
     }

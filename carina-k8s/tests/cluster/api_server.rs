@@ -1,8 +1,8 @@
 //! A small Kubernetes API server in the test process: enough of one that real clients, watches and
 //! reconcilers run against it, and faults can be put in their way.
 //!
-//! What it has: create, get, list, watch (with replay, bookmarks and expiry), update, merge and apply
-//! patch, the status subresource, generations, finalizers, preconditions, field selectors. What it
+//! What it has: create (dry runs too), get, list, watch (with replay, bookmarks and expiry), update, merge and
+//! apply patch, the status subresource, generations, finalizers, preconditions, field selectors. What it
 //! hasn't: schemas, admission, paging, label selectors, garbage collection.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -458,7 +458,7 @@ impl State {
         match (method, &target.name) {
             (&Method::GET, None) => Ok(self.list(target, query)),
             (&Method::GET, Some(name)) => Ok(reply(200, self.there(target, name)?)),
-            (&Method::POST, None) => self.create(target, sent()?),
+            (&Method::POST, None) => self.create(target, sent()?, query.get("dryRun").is_some_and(|dry| dry == "All")),
             (&Method::PUT, Some(name)) => {
                 let there = self.there(target, name)?.clone();
                 let mut next = sent()?;
@@ -471,7 +471,7 @@ impl State {
                 let apply = content_type.starts_with("application/apply-patch");
                 let there = match self.there(target, name) {
                     Ok(there) => there.clone(),
-                    Err(_) if apply && !target.status => return self.create(target, patch),
+                    Err(_) if apply && !target.status => return self.create(target, patch, false),
                     Err(refusal) => return Err(refusal),
                 };
                 if !apply && !content_type.starts_with("application/merge-patch") {
@@ -508,7 +508,7 @@ impl State {
         reply(200, &list)
     }
 
-    fn create(&mut self, target: &Target, mut object: Value) -> Result<Reply, Refusal> {
+    fn create(&mut self, target: &Target, mut object: Value, dry_run: bool) -> Result<Reply, Refusal> {
         self.serial += 1;
         let name = match (object["metadata"]["name"].as_str(), object["metadata"]["generateName"].as_str()) {
             (Some(name), _) => name.to_owned(),
@@ -519,6 +519,9 @@ impl State {
         let all = self.objects.entry(target.resource.clone()).or_default();
         if all.contains_key(&key) {
             return Err((409, "AlreadyExists", format!("{} \"{name}\" already exists", target.resource)));
+        }
+        if dry_run {
+            return Ok(reply(201, &object));
         }
         let metadata = &mut object["metadata"];
         metadata["name"] = json!(name);

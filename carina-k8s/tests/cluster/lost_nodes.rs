@@ -11,22 +11,24 @@ use carina_k8s::condition::condition;
 use carina_k8s::controller::ClusterVolumes;
 use carina_k8s::controller::program::{Cluster, follow};
 use carina_k8s::event::Recorder;
-use carina_k8s::logic_volume::{BOUND, REBUILT_FROM, REPLACEMENT};
+use carina_k8s::logic_volume::{BOUND, NEW_CLAIM, REBUILT_FROM, REPLACEMENT};
 use carina_k8s::node_storage::{NodeStorageResource, OrphanState};
 use carina_k8s::persistent_volume::Ours;
 use http::Method;
-use k8s_openapi::api::core::v1::{Node as NodeObject, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{Node as NodeObject, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::api_server::{ApiServer, Fault};
 use crate::control_plane::ControlPlane;
+use crate::manifests;
 use crate::orphans::{LVS, Leader, bound, config, get, lvs, node_object, object, persistent, until_long};
 use crate::server::Server;
 use crate::sim_node::{Node, until};
 
 const PVS: &str = "persistentvolumes";
+const CLAIMS: &str = "persistentvolumeclaims";
 
 /// Two nodes with their agents; the first has the volumes.
 async fn two_nodes(server: &ApiServer) -> [Node; 2] {
@@ -149,10 +151,10 @@ async fn what_is_to_be_retained_or_a_pod_s_own_waits_for_somebody_s_word() {
         server.put(resource, key, object);
     };
     edit(PVS, "pvc-retain", |pv| pv["spec"]["persistentVolumeReclaimPolicy"] = json!("Retain"));
-    edit("persistentvolumeclaims", "db/claim-pvc-pod", |claim| {
+    edit(CLAIMS, "db/claim-pvc-pod", |claim| {
         claim["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}]);
     });
-    edit("persistentvolumeclaims", "db/claim-pvc-never", |claim| {
+    edit(CLAIMS, "db/claim-pvc-never", |claim| {
         claim["metadata"]["annotations"] = json!({"carina.storage.io/rebuild-lost-volume": "false"});
     });
     lose(&server, &mut lost).await;
@@ -163,7 +165,7 @@ async fn what_is_to_be_retained_or_a_pod_s_own_waits_for_somebody_s_word() {
         assert!(said.reason == "NodeLost" && said.message.contains("rebuild-lost-volume=true"), "{said:?}");
         assert_eq!(pv_node(&server, name).as_deref(), Some("n1"));
     }
-    edit("persistentvolumeclaims", "db/claim-pvc-retain", |claim| {
+    edit(CLAIMS, "db/claim-pvc-retain", |claim| {
         claim["metadata"]["annotations"] = json!({"carina.storage.io/rebuild-lost-volume": "true"});
     });
     until_long("the consent counts", async || is_on(&server, "pvc-retain", "n2")).await;
@@ -356,87 +358,281 @@ async fn a_volume_that_was_never_made_is_let_go_so_that_its_call_places_it_again
     assert!(pv(&server, "pvc-2").is_none());
 }
 
+/// A volume on n1 whose claim says more, and for which a new one would be made, if it had to be.
+async fn renewable(server: &ApiServer, name: &str) {
+    server.put(
+        "storage.k8s.io/storageclasses",
+        "carina",
+        json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "carina"},
+               "provisioner": "carina.storage.io"}),
+    );
+    bound(server, name, "n1").await;
+    let key = format!("db/claim-{name}");
+    let mut claim = server.object(CLAIMS, &key).unwrap();
+    claim["metadata"]["labels"] = json!({"app": "db"});
+    claim["metadata"]["annotations"] = json!({"note": "kept", "pv.kubernetes.io/bind-completed": "yes"});
+    claim["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": "set"}]);
+    claim["spec"]["storageClassName"] = json!("carina");
+    claim["spec"]["resources"] = json!({"requests": {"storage": "10Gi"}});
+    server.put(CLAIMS, &key, claim);
+}
+
+/// The claim was made anew, and nothing is left of its old volume.
+fn is_renewed(server: &ApiServer, name: &str) -> Option<Value> {
+    let claim = server.object(CLAIMS, &format!("db/claim-{name}"))?;
+    let other = claim["metadata"]["uid"] != format!("claim-{name}");
+    (other && get(server, name).is_none() && pv(server, name).is_none()).then_some(claim)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_whose_persistent_volume_is_refused_is_made_anew_once_no_pod_uses_it() {
+    let server = ApiServer::new();
+    let as_controller = server.as_user("controller");
+    let [mut lost, other] = two_nodes(&server).await;
+    let leader = Leader::start(&as_controller).await;
+    renewable(&server, "pvc-1").await;
+    let key = "db/claim-pvc-1";
+    let mut claim = server.object(CLAIMS, key).unwrap();
+    claim["metadata"]["finalizers"] = json!(["kubernetes.io/pvc-protection"]);
+    server.put(CLAIMS, key, claim);
+    for (name, node) in [("placed", json!("n2")), ("waiting", json!(null))] {
+        server.put(
+            "pods",
+            &format!("db/{name}"),
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "db", "name": name, "uid": name},
+                   "spec": {"nodeName": node, "containers": [], "volumes": [
+                       {"name": "d", "persistentVolumeClaim": {"claimName": "claim-pvc-1"}}]}}),
+        );
+    }
+    server.inject(Method::POST, "/persistentvolumes", usize::MAX, Fault::Status(422));
+    lose(&server, &mut lost).await;
+    let waits = until_long("it is told what is waited for", async || {
+        let mut all = server.objects("events.k8s.io/events").into_iter();
+        all.find(|e| e["reason"] == "VolumeRebuildWaits" && e["regarding"]["kind"] == "PersistentVolumeClaim")
+    })
+    .await;
+    let note = waits["note"].as_str().unwrap();
+    assert!(note.contains("placed") && !note.contains("waiting"), "{note}");
+    assert_eq!(waits["regarding"]["uid"], "claim-pvc-1");
+    let claim = server.object(CLAIMS, key).unwrap();
+    assert!(claim["metadata"]["deletionTimestamp"].is_string());
+    assert_eq!(claim["metadata"]["finalizers"], json!(["kubernetes.io/pvc-protection"]), "left to whose it is");
+    let object = get(&server, "pvc-1").unwrap();
+    assert!(object.annotation(NEW_CLAIM).is_some() && object.annotation(REPLACEMENT).is_none());
+
+    // Another leader goes on when the pod is gone.
+    drop(leader);
+    let _leader = Leader::start(&as_controller).await;
+    let pods: Api<Pod> = Api::namespaced(server.client(), "db");
+    pods.delete("placed", &DeleteParams::default()).await.unwrap();
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(server.client(), "db");
+    let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    claims.patch("claim-pvc-1", &PatchParams::default(), &free).await.unwrap();
+    let claim = until("the claim is made anew", async || is_renewed(&server, "pvc-1")).await;
+    assert_eq!(claim["metadata"]["labels"], json!({"app": "db"}));
+    assert_eq!(claim["metadata"]["annotations"], json!({"note": "kept"}));
+    assert_eq!(claim["metadata"]["ownerReferences"][0]["uid"], "set");
+    let spec = json!({"storageClassName": "carina", "resources": {"requests": {"storage": "10Gi"}}});
+    assert_eq!(claim["spec"], spec, "but for the volume's name it is the same");
+    for reason in ["ClaimRenewed", "VolumeRebuilt"] {
+        until(&format!("{reason} is told"), async || reasons(&server).contains(reason).then_some(())).await;
+    }
+    assert_eq!(other.volumes().await, [], "the empty volume is gone");
+    // It is done once: nobody makes it again who deletes it now.
+    claims.delete("claim-pvc-1", &DeleteParams::default()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1800)).await;
+    assert_eq!(server.object(CLAIMS, key), None);
+    let (asked, allowed) = (as_controller.asked(), manifests::allowed("carina-controller"));
+    let beyond: BTreeSet<_> = asked.difference(&allowed).collect();
+    assert!(beyond.is_empty(), "the controller asks for what no role of its own allows: {beyond:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_stays_where_the_persistent_volume_is_only_forbidden_or_the_claim_would_be_refused_too() {
+    for (pv_refused, claim_refused) in [(403, None), (429, None), (500, None), (422, Some(422)), (422, Some(403))] {
+        let server = ApiServer::new();
+        let [mut lost, _other] = two_nodes(&server).await;
+        let _leader = Leader::start(&server).await;
+        renewable(&server, "pvc-1").await;
+        server.inject(Method::POST, "/persistentvolumes", usize::MAX, Fault::Status(pv_refused));
+        if let Some(code) = claim_refused {
+            server.inject(Method::POST, "/persistentvolumeclaims", usize::MAX, Fault::Status(code));
+        }
+        lose(&server, &mut lost).await;
+        tokio::time::sleep(Duration::from_secs(1800)).await;
+        let claim = server.object(CLAIMS, "db/claim-pvc-1").unwrap();
+        assert_eq!((&claim["metadata"]["uid"], pv(&server, "pvc-1")), (&json!("claim-pvc-1"), None), "{pv_refused}");
+        assert!(reasons(&server).contains("VolumeRebuildWaits"));
+        server.clear_faults();
+        until("it is on n2", async || is_on(&server, "pvc-1", "n2")).await;
+        assert_eq!(server.object(CLAIMS, "db/claim-pvc-1").unwrap(), claim, "the same claim");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_is_made_anew_after_faults_and_changes_of_the_leader() {
+    for (i, (method, path, fault)) in [
+        (Method::PATCH, "/logicvolumes", Fault::DisconnectAfter),
+        (Method::PATCH, "/logicvolumes", Fault::Status(409)),
+        (Method::GET, "/persistentvolumeclaims", Fault::Status(500)),
+        (Method::DELETE, "/persistentvolumeclaims", Fault::Disconnect),
+        (Method::DELETE, "/persistentvolumeclaims", Fault::DisconnectAfter),
+        (Method::DELETE, "/persistentvolumeclaims", Fault::Status(409)),
+        (Method::POST, "/persistentvolumeclaims", Fault::Disconnect),
+        (Method::POST, "/persistentvolumeclaims", Fault::DisconnectAfter),
+        (Method::POST, "/persistentvolumeclaims", Fault::Status(500)),
+        (Method::DELETE, "/logicvolumes", Fault::DisconnectAfter),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let server = ApiServer::new();
+        let [mut lost, other] = two_nodes(&server).await;
+        let mut leader = Leader::start(&server).await;
+        renewable(&server, "pvc-1").await;
+        server.inject(Method::POST, "/persistentvolumes", usize::MAX, Fault::Status(422));
+        lose(&server, &mut lost).await;
+        until_long("its PersistentVolume is being replaced", async || pv(&server, "pvc-1").is_none().then_some(()))
+            .await;
+        server.inject(method.clone(), path, 2, fault);
+        for turn in 0..8 {
+            if (turn + i) % 4 == 0 {
+                drop(leader);
+                leader = Leader::start(&server).await;
+            }
+            tokio::time::sleep(Duration::from_secs(150)).await;
+        }
+        let claim = is_renewed(&server, "pvc-1").unwrap_or_else(|| panic!("{method} {path}: {fault:?}"));
+        assert_eq!(claim["metadata"]["labels"], json!({"app": "db"}));
+        assert_eq!(other.volumes().await, [], "{method} {path}: {fault:?}");
+        assert_eq!(server.objects(CLAIMS).len(), 1);
+    }
+}
+
+/// A real control plane with two nodes, and a claim on the first.
+struct RealCluster {
+    server: ControlPlane,
+    /// Whether kube-controller-manager is at hand, which binds claims and takes finalizers off.
+    managed: bool,
+    lost: Node,
+    other: Node,
+    _leader: Leader,
+    /// The claim's uid.
+    claim: Option<String>,
+}
+
+impl RealCluster {
+    /// The claim `data` with its volume on n1, seen bound by the leader.
+    async fn bound() -> Self {
+        let mut server = ControlPlane::with_definitions().await;
+        let managed = server.start_controller_manager(&[
+            "persistentvolume-binder-controller",
+            "persistentvolume-protection-controller",
+            "persistentvolumeclaim-protection-controller",
+        ]);
+        let client = server.client();
+        let nodes: Api<NodeObject> = Api::all(client.clone());
+        let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        server.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "db"}})).await;
+        for name in ["n1", "n2"] {
+            server.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})).await;
+            nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(ready.clone())).await.unwrap();
+        }
+        server
+            .apply(&json!({
+                "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "carina"},
+                "provisioner": "carina.storage.io", "volumeBindingMode": "WaitForFirstConsumer",
+            }))
+            .await;
+        let [lost, other] = [Node::started(&server, "n1").await, Node::started(&server, "n2").await];
+        let grace = Duration::from_secs(3);
+        let leader = Leader::with(&server, Config { lost_node_grace_period: grace, ..config() }).await;
+        let mut cluster = Self { server, managed, lost, other, _leader: leader, claim: None };
+        lvs(&cluster.server).create(&PostParams::default(), &object("pvc-1", "n1", 10)).await.unwrap();
+        until("it is made", async || cluster.stored().await.filter(LogicVolume::is_success)).await;
+        cluster
+            .server
+            .apply(&json!({
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                "metadata": {"namespace": "db", "name": "data", "labels": {"app": "db"},
+                             "annotations": {"note": "kept"}},
+                "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "carina", "volumeName": "pvc-1",
+                         "resources": {"requests": {"storage": "10Gi"}}},
+            }))
+            .await;
+        cluster.claim = cluster.claims().get("data").await.unwrap().metadata.uid;
+        let mut new = persistent("pvc-1", "n1", 10);
+        new["metadata"].as_object_mut().unwrap().remove("uid");
+        new["spec"]["claimRef"] = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": "db",
+                                         "name": "data", "uid": cluster.claim});
+        new.as_object_mut().unwrap().remove("status");
+        cluster.server.apply(&new).await;
+        if !managed {
+            let bound = Patch::Merge(json!({"status": {"phase": "Bound"}}));
+            cluster.pvs().patch_status("pvc-1", &PatchParams::default(), &bound).await.unwrap();
+            cluster.claims().patch_status("data", &PatchParams::default(), &bound).await.unwrap();
+        }
+        until("the claim is bound", async || cluster.is_bound().await).await;
+        until("it was seen bound", async || cluster.stored().await?.annotation(BOUND).map(drop)).await;
+        cluster
+    }
+
+    fn pvs(&self) -> Api<PersistentVolume> {
+        Api::all(self.server.client())
+    }
+
+    fn claims(&self) -> Api<PersistentVolumeClaim> {
+        Api::namespaced(self.server.client(), "db")
+    }
+
+    async fn stored(&self) -> Option<LogicVolume> {
+        Some(serde_json::from_value(self.server.object(LVS, "pvc-1").await?).unwrap())
+    }
+
+    async fn is_bound(&self) -> Option<()> {
+        let pv = self.pvs().get_opt("pvc-1").await.unwrap()?;
+        let claim = self.claims().get("data").await.unwrap();
+        let phase = |status: Option<String>| !self.managed || status.as_deref() == Some("Bound");
+        (phase(pv.status?.phase) && phase(claim.status?.phase)).then_some(())
+    }
+
+    /// Deletes n1 from the cluster.
+    async fn lose(&mut self) {
+        self.lost.crash().await;
+        let nodes: Api<NodeObject> = Api::all(self.server.client());
+        nodes.delete("n1", &DeleteParams::default()).await.unwrap();
+        let storage: Api<NodeStorageResource> = Api::all(self.server.client());
+        storage.delete("n1", &DeleteParams::default()).await.unwrap();
+    }
+}
+
 /// The steps on a real API server: its validation, the protection of PersistentVolumes, and, where it is at
 /// hand, kube-controller-manager, which binds the claim again.
 #[tokio::test(flavor = "multi_thread")]
 #[cfg_attr(not(real_control_plane), ignore = "KUBEBUILDER_ASSETS names no kube-apiserver and etcd")]
 async fn a_real_control_plane_takes_every_step_and_binds_the_claim_again() {
-    let mut server = ControlPlane::with_definitions().await;
-    let managed = server.start_controller_manager(&[
-        "persistentvolume-binder-controller",
-        "persistentvolume-protection-controller",
-        "persistentvolumeclaim-protection-controller",
-    ]);
-    let client = server.client();
-    let merge = |patch: Value| Patch::Merge(patch);
-    let nodes: Api<NodeObject> = Api::all(client.clone());
-    let storage: Api<NodeStorageResource> = Api::all(client.clone());
-    let pvs: Api<PersistentVolume> = Api::all(client.clone());
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "db");
-    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
-    server.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "db"}})).await;
-    for name in ["n1", "n2"] {
-        server.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})).await;
-        nodes.patch_status(name, &PatchParams::default(), &merge(ready.clone())).await.unwrap();
-    }
-    let [mut lost, other] = [Node::started(&server, "n1").await, Node::started(&server, "n2").await];
-    let grace = Duration::from_secs(3);
-    let _leader = Leader::with(&server, Config { lost_node_grace_period: grace, ..config() }).await;
-    let stored = async |name: &str| -> Option<LogicVolume> {
-        Some(serde_json::from_value(server.object(LVS, name).await?).unwrap())
-    };
-    lvs(&server).create(&PostParams::default(), &object("pvc-1", "n1", 10)).await.unwrap();
-    until("it is made", async || stored("pvc-1").await.filter(LogicVolume::is_success)).await;
-
-    server
-        .apply(&json!({
-            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"namespace": "db", "name": "data"},
-            "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "carina", "volumeName": "pvc-1",
-                     "resources": {"requests": {"storage": "10Gi"}}},
-        }))
-        .await;
-    let claim = claims.get("data").await.unwrap();
-    let mut new = persistent("pvc-1", "n1", 10);
-    new["metadata"].as_object_mut().unwrap().remove("uid");
-    new["spec"]["claimRef"] = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": "db",
-                                     "name": "data", "uid": claim.metadata.uid});
-    new.as_object_mut().unwrap().remove("status");
-    server.apply(&new).await;
-    if !managed {
-        let bound = json!({"status": {"phase": "Bound"}});
-        pvs.patch_status("pvc-1", &PatchParams::default(), &merge(bound.clone())).await.unwrap();
-        claims.patch_status("data", &PatchParams::default(), &merge(bound)).await.unwrap();
-    }
-    let is_bound = async || {
-        let pv = pvs.get_opt("pvc-1").await.unwrap()?;
-        let claim = claims.get("data").await.unwrap();
-        let phase = |status: Option<String>| !managed || status.as_deref() == Some("Bound");
-        (phase(pv.status?.phase) && phase(claim.status?.phase)).then_some(())
-    };
-    until("the claim is bound", is_bound).await;
-    until("it was seen bound", async || stored("pvc-1").await?.annotation(BOUND).map(drop)).await;
-    let before = pvs.get("pvc-1").await.unwrap();
+    let mut cluster = RealCluster::bound().await;
+    let before = cluster.pvs().get("pvc-1").await.unwrap();
     assert!(before.finalizers().iter().any(|f| f == "kubernetes.io/pv-protection"), "{:?}", before.finalizers());
     assert!(before.finalizers().iter().any(|f| f.starts_with("external-provisioner")));
 
-    lost.crash().await;
-    nodes.delete("n1", &DeleteParams::default()).await.unwrap();
-    storage.delete("n1", &DeleteParams::default()).await.unwrap();
+    cluster.lose().await;
     until("it is on n2", async || {
-        let object = stored("pvc-1").await.filter(LogicVolume::is_success)?;
-        let pv = pvs.get_opt("pvc-1").await.unwrap()?;
+        let object = cluster.stored().await.filter(LogicVolume::is_success)?;
+        let pv = cluster.pvs().get_opt("pvc-1").await.unwrap()?;
         let at = Ours::of(&pv)?.node().map(str::to_owned);
         (object.spec.node_name == "n2" && object.annotation(REPLACEMENT).is_none() && at.as_deref() == Some("n2"))
             .then_some(())
     })
     .await;
-    assert_eq!(other.volumes().await.len(), 1);
-    if managed {
-        until("the claim is bound again", is_bound).await;
+    assert_eq!(cluster.other.volumes().await.len(), 1);
+    if cluster.managed {
+        until("the claim is bound again", async || cluster.is_bound().await).await;
     }
-    let (after, again) = (pvs.get("pvc-1").await.unwrap(), claims.get("data").await.unwrap());
+    let (after, again) = (cluster.pvs().get("pvc-1").await.unwrap(), cluster.claims().get("data").await.unwrap());
     assert_ne!(after.metadata.uid, before.metadata.uid);
-    assert_eq!(again.metadata.uid, claim.metadata.uid, "the same claim");
+    assert_eq!(again.metadata.uid, cluster.claim, "the same claim");
     let finalizers = |pv: &PersistentVolume| BTreeSet::from_iter(pv.finalizers().iter().cloned());
     assert_eq!(finalizers(&after), finalizers(&before));
     assert_eq!(after.metadata.labels, before.metadata.labels);
@@ -446,4 +642,86 @@ async fn a_real_control_plane_takes_every_step_and_binds_the_claim_again() {
         spec.csi.as_mut().unwrap().volume_attributes = None;
     }
     assert_eq!(old, new);
+}
+
+/// The same where a policy of the cluster refuses the PersistentVolume: the real dry run of a claim whose name is
+/// taken, and the real protection of claims.
+#[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(not(real_control_plane), ignore = "KUBEBUILDER_ASSETS names no kube-apiserver and etcd")]
+async fn a_real_control_plane_whose_policy_refuses_the_persistent_volume_has_the_claim_made_anew() {
+    let mut cluster = RealCluster::bound().await;
+    cluster
+        .server
+        .apply(&json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": "none-is-made-again"},
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"],
+                                     "operations": ["CREATE"], "resources": ["persistentvolumes"]}]},
+                "validations": [{"expression": format!("!has(object.metadata.annotations) || \
+                                                        !('{REBUILT_FROM}' in object.metadata.annotations)")}],
+            },
+        }))
+        .await;
+    cluster
+        .server
+        .apply(&json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": "none-is-made-again"},
+            "spec": {"policyName": "none-is-made-again", "validationActions": ["Deny"]},
+        }))
+        .await;
+    let mut probe = persistent("pvc-probe", "n1", 10);
+    probe["metadata"].as_object_mut().unwrap().remove("uid");
+    probe["metadata"]["annotations"] = json!({REBUILT_FROM: "n1/u"});
+    probe["spec"].as_object_mut().unwrap().remove("claimRef");
+    let probe: PersistentVolume = serde_json::from_value(probe).unwrap();
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    let refused = until("the policy is in force", async || match cluster.pvs().create(&dry, &probe).await {
+        Err(kube::Error::Api(refused)) => Some(refused),
+        _ => None,
+    });
+    assert_eq!(refused.await.code, 422);
+    // A pod that was placed, so that the claim is held.
+    let pods: Api<Pod> = Api::namespaced(cluster.server.client(), "db");
+    cluster
+        .server
+        .apply(&json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "db", "name": "placed"},
+            "spec": {"nodeName": "n2", "containers": [{"name": "c", "image": "none"}],
+                     "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]},
+        }))
+        .await;
+
+    cluster.lose().await;
+    if cluster.managed {
+        until("the claim is deleted and held", async || {
+            let claim = cluster.claims().get_opt("data").await.unwrap()?;
+            claim.metadata.deletion_timestamp.map(drop)
+        })
+        .await;
+        until("the record is there", async || cluster.stored().await?.annotation(NEW_CLAIM).map(drop)).await;
+        let at_once = DeleteParams::default().grace_period(0);
+        pods.delete("placed", &at_once).await.unwrap();
+    } else {
+        let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+        until("the claim is deleted", async || {
+            let claim = cluster.claims().get_opt("data").await.unwrap()?;
+            claim.metadata.deletion_timestamp.map(drop)
+        })
+        .await;
+        cluster.claims().patch("data", &PatchParams::default(), &free).await.unwrap();
+    }
+    let claim = until("the claim is made anew", async || {
+        let claim = cluster.claims().get_opt("data").await.unwrap()?;
+        (claim.metadata.uid != cluster.claim && cluster.stored().await.is_none()).then_some(claim)
+    })
+    .await;
+    assert_eq!(cluster.pvs().get_opt("pvc-1").await.unwrap(), None);
+    assert_eq!(cluster.other.volumes().await, []);
+    assert_eq!((claim.labels()["app"].as_str(), claim.annotations()["note"].as_str()), ("db", "kept"));
+    assert!(!claim.annotations().contains_key("pv.kubernetes.io/bind-completed"));
+    let spec = claim.spec.unwrap();
+    assert_eq!((spec.volume_name, spec.storage_class_name.as_deref()), (None, Some("carina")));
 }

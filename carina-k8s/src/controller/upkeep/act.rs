@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use carina_core::config::Config;
 use carina_core::{
@@ -20,6 +21,7 @@ use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::claim::is_for_what_it_says;
 use super::decide::{LEAVING, LOST, REBUILDING, Rebuilding, Step};
 use super::replacement::{others, replacement};
 use super::{OUT_OF_SERVICE, carried_name, is_ready, name_of};
@@ -50,20 +52,22 @@ const MIGRATE: [&str; 2] =
 
 /// What carries the steps out.
 pub(super) struct Acting {
-    volumes: Api<LogicVolume>,
+    pub(super) volumes: Api<LogicVolume>,
     persistent: Api<PersistentVolume>,
     nodes: Api<Node>,
     classes: Api<StorageClass>,
-    client: Client,
-    seen: Arc<Mirror<LogicVolume>>,
+    pub(super) client: Client,
+    pub(super) seen: Arc<Mirror<LogicVolume>>,
     seen_persistent: Arc<Mirror<PersistentVolume>>,
     seen_nodes: Arc<Mirror<Node>>,
     allocator: Arc<Allocator>,
     buried: Tombstones,
     clock: Clock,
-    events: Recorder,
+    pub(super) events: Recorder,
     /// What was refused or had to wait, and was told so; asked again at the next look for orphans.
-    told: HashSet<(String, &'static str)>,
+    pub(super) told: HashSet<(String, &'static str)>,
+    /// When to look again for what no watch tells of.
+    again: Option<Duration>,
 }
 
 impl Acting {
@@ -92,6 +96,7 @@ impl Acting {
             clock,
             events,
             told: HashSet::new(),
+            again: None,
         }
     }
 
@@ -102,6 +107,17 @@ impl Acting {
     /// What had to wait is tried again.
     pub(super) fn ask_again(&mut self) {
         self.told.clear();
+    }
+
+    /// After what time it is to be looked again although no watch tells of anything, as the steps since the
+    /// last question had it.
+    pub(super) const fn look_again(&mut self) -> Option<Duration> {
+        self.again.take()
+    }
+
+    /// It is to be looked again after this time.
+    pub(super) fn look_again_after(&mut self, time: Duration) {
+        self.again = Some(self.again.map_or(time, |sooner| sooner.min(time)));
     }
 
     /// Carries one step out.
@@ -155,6 +171,7 @@ impl Acting {
             (Step::DeletePersistentVolume, Some(_), Some(pv)) => self.delete_pv(pv.object).await,
             (Step::FreePersistentVolume, Some(volume), Some(pv)) => self.free_pv(volume, pv.object).await,
             (Step::CreatePersistentVolume, Some(volume), _) => self.create_pv(volume).await,
+            (Step::RenewClaim, Some(volume), _) => self.renew_claim(volume).await,
             (Step::Finish, Some(volume), _) => {
                 self.annotate(volume, json!({ REPLACEMENT: null })).await?;
                 let note = format!(
@@ -186,7 +203,7 @@ impl Acting {
         Ok(())
     }
 
-    async fn annotate(&self, volume: &LogicVolume, annotations: Value) -> Result<(), kube::Error> {
+    pub(super) async fn annotate(&self, volume: &LogicVolume, annotations: Value) -> Result<(), kube::Error> {
         let written = patch(&self.volumes, volume, json!({ "metadata": { "annotations": annotations } })).await?;
         self.take(written);
         Ok(())
@@ -268,13 +285,18 @@ impl Acting {
     async fn confirmed_orphan(&self, volume: &LogicVolume) -> Result<Option<LogicVolume>, kube::Error> {
         let there = asked::one(&self.volumes, &volume.name_any()).await?;
         let Some(there) = there.filter(|there| there.metadata.uid == volume.metadata.uid) else { return Ok(None) };
-        let (id, name) = (there.volume_id(), there.volume_name().ok());
+        Ok((!self.is_spoken_for(&there).await?).then_some(there))
+    }
+
+    /// Whether a PersistentVolume that is stored now speaks for a LogicVolume.
+    pub(super) async fn is_spoken_for(&self, volume: &LogicVolume) -> Result<bool, kube::Error> {
+        let (id, name) = (volume.volume_id(), volume.volume_name().ok());
         let mut spoken_for = false;
         asked::every(&self.persistent, |pv| {
             spoken_for |= Ours::of(&pv).is_some_and(|pv| pv.stands_for(id.as_ref(), name.as_ref()));
         })
         .await?;
-        Ok((!spoken_for).then_some(there))
+        Ok(spoken_for)
     }
 
     /// Marks the storage for deletion and deletes the object: its node removes both.
@@ -401,7 +423,7 @@ impl Acting {
         Ok(there.filter(|there| there.metadata.uid == claim.uid && there.metadata.deletion_timestamp.is_none()))
     }
 
-    async fn class(&self, pv: Ours<'_>) -> Result<Option<StorageClass>, kube::Error> {
+    pub(super) async fn class(&self, pv: Ours<'_>) -> Result<Option<StorageClass>, kube::Error> {
         let name = pv.object.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref());
         match name.filter(|name| !name.is_empty()) {
             Some(name) => asked::one(&self.classes, name).await,
@@ -429,10 +451,15 @@ impl Acting {
     async fn pods(&self, pv: Ours<'_>) -> Result<Vec<Pod>, kube::Error> {
         let Some(claim) = pv.claim() else { return Ok(Vec::new()) };
         let (Some(namespace), Some(name)) = (&claim.namespace, &claim.name) else { return Ok(Vec::new()) };
+        self.pods_with(namespace, name).await
+    }
+
+    /// The pods that use the claim of this name.
+    pub(super) async fn pods_with(&self, namespace: &str, claim: &str) -> Result<Vec<Pod>, kube::Error> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let mut pods = Vec::new();
         asked::every(&api, |pod: Pod| {
-            if claims(&pod).any(|used| used == name) {
+            if claims(&pod).any(|used| used == claim) {
                 pods.push(pod);
             }
         })
@@ -603,10 +630,10 @@ impl Acting {
         if asked::one(&self.persistent, &new.name_any()).await?.is_some() {
             return Ok(());
         }
-        if self.claim(ours).await?.is_none() {
+        let Some(claim) = self.claim(ours).await? else {
             // The claim went meanwhile, and with it whoever would use the volume.
             return self.mark_and_delete(volume).await;
-        }
+        };
         match self.persistent.create(&PostParams::default(), &new).await {
             Ok(made) => {
                 self.seen_persistent.put(made);
@@ -614,8 +641,16 @@ impl Acting {
             }
             Err(error) if conflicts(&error) => Ok(()),
             Err(error) => {
+                let why_not = if is_for_what_it_says(&error) {
+                    match self.record_claim(volume, ours, &claim, &error).await? {
+                        Ok(()) => return Ok(()),
+                        Err(why) => format!(". Its claim is not made anew instead: {why}"),
+                    }
+                } else {
+                    String::new()
+                };
                 if self.told.insert((volume.name_any(), REBUILD_WAITS)) {
-                    let note = format!("PersistentVolume {} could not be made again: {error}", new.name_any());
+                    let note = format!("PersistentVolume {} could not be made again: {error}{why_not}", new.name_any());
                     self.events.warning(Regarding::volume_and_claim(volume), REBUILD_WAITS, note);
                 }
                 Err(error)
@@ -778,7 +813,7 @@ fn claim_of(pv: Ours<'_>) -> Option<Regarding> {
 }
 
 /// Changes an object if it is still as it was decided on; `None` if it isn't.
-async fn patch<K>(api: &Api<K>, object: &K, mut change: Value) -> Result<Option<K>, kube::Error>
+pub(super) async fn patch<K>(api: &Api<K>, object: &K, mut change: Value) -> Result<Option<K>, kube::Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
@@ -788,7 +823,7 @@ where
 }
 
 /// Deletes an object if it is still the one that was decided on.
-async fn delete<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
+pub(super) async fn delete<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
@@ -808,6 +843,6 @@ fn unless_changed<T>(written: Result<T, kube::Error>) -> Result<Option<T>, kube:
     }
 }
 
-fn conflicts(error: &kube::Error) -> bool {
+pub(super) fn conflicts(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(refused) if refused.code == 409)
 }

@@ -16,6 +16,19 @@
 //! 8. [`Step::Finish`]: the new LogicVolume carries it no longer.
 //!
 //! A node that returns before the fourth cancels it all.
+//!
+//! Where the API server refuses the PersistentVolume of the seventh for what it says, so that it would be
+//! refused for ever, the claim is made anew instead:
+//!
+//! 8. still by [`Step::CreatePersistentVolume`]: in its place the new LogicVolume carries the claim that is
+//!    to be;
+//! 9. [`Step::RenewClaim`]: the old claim is deleted;
+//! 10. [`Step::RenewClaim`]: the new one is made, for which csi-provisioner makes a volume;
+//! 11. [`Step::RenewClaim`]: the LogicVolume, which nobody ever used, carries it no longer, is marked and
+//!     deleted.
+//!
+//! Claims are not watched here, so what is next of those three is decided on the claim as it is stored
+//! then: [`NewClaim::next`](super::claim::NewClaim::next).
 
 use std::collections::BTreeMap;
 
@@ -27,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use crate::condition::condition;
 use crate::failure::{NODE_LOST, QUARANTINED};
 use crate::logic_volume::{
-    BOUND, FINALIZER, LogicVolume, MACHINE_ID, NODE_UID, REBUILT_FROM, RECLAIM_POLICY, REPLACEMENT,
+    BOUND, FINALIZER, LogicVolume, MACHINE_ID, NEW_CLAIM, NODE_UID, REBUILT_FROM, RECLAIM_POLICY, REPLACEMENT,
 };
 use crate::persistent_volume::{Ours, RETAIN};
 
@@ -140,8 +153,11 @@ pub(super) enum Step {
     DeletePersistentVolume,
     /// Take the finalizers off the deleted PersistentVolume.
     FreePersistentVolume,
-    /// Make the PersistentVolume again.
+    /// Make the PersistentVolume again; where it is refused for what it says, write the claim that is to be on
+    /// the LogicVolume instead.
     CreatePersistentVolume,
+    /// Do what is next to make the claim anew.
+    RenewClaim,
     /// It is all done.
     Finish,
 }
@@ -163,6 +179,8 @@ pub(super) fn decide(seen: &Seen<'_>, orphans: bool) -> Step {
                 Step::Rest
             }
         }
+        // It alone says what the claim is to be that was deleted for it: that comes first.
+        (Some(volume), _) if volume.annotation(NEW_CLAIM).is_some() => Step::RenewClaim,
         (Some(volume), pv) if volume.metadata.deletion_timestamp.is_some() => decide_deleted(seen, volume, pv),
         (Some(volume), pv) if volume.may_delete_storage() => match (pv, &seen.node) {
             // Marked for deletion and not deleted: whoever did it was cut, unless a call is about to.

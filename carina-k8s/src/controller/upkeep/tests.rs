@@ -4,17 +4,18 @@
 use std::collections::BTreeMap;
 
 use carina_core::{Bytes, GroupName, GroupSelector, SizeRange, VolumeName, VolumeRequest};
-use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::claim::{NewClaim, Next};
 use super::decide::{REBUILDING, Rebuilding, Seen, Standing, Step, decide};
 use super::replacement::{others, replacement};
 use crate::failure::QUARANTINED;
 use crate::logic_volume::{
-    DELETE_STORAGE, FAILED, FINALIZER, LogicVolume, LogicVolumeStatus, REBUILT_FROM, REPLACEMENT, SUCCESS,
+    DELETE_STORAGE, FAILED, FINALIZER, LogicVolume, LogicVolumeStatus, NEW_CLAIM, REBUILT_FROM, REPLACEMENT, SUCCESS,
 };
 use crate::persistent_volume::Ours;
 use jiff::{SignedDuration, Timestamp};
@@ -42,8 +43,12 @@ struct World {
     nodes: BTreeMap<&'static str, Node>,
     volume: Option<LogicVolume>,
     persistent: Option<PersistentVolume>,
-    /// The claim is there.
-    claim: bool,
+    /// The claim, the first or one that was made anew.
+    claim: Option<PersistentVolumeClaim>,
+    /// A pod uses it: it stays, deleted or not.
+    in_use: bool,
+    /// The API server refuses PersistentVolumes.
+    refuses: bool,
     tombstones: Vec<(String, u32)>,
     /// The data that the claim was last promised to have: lost only with its node.
     data: u32,
@@ -76,6 +81,16 @@ fn persistent(node: &str) -> PersistentVolume {
     .unwrap()
 }
 
+/// The claim that the volume was made for.
+fn first_claim() -> PersistentVolumeClaim {
+    serde_json::from_value(json!({
+        "metadata": {"namespace": "db", "name": "data", "uid": "claim", "labels": {"team": "db"},
+                     "annotations": {"note": "kept", "pv.kubernetes.io/bind-completed": "yes"}},
+        "spec": {"storageClassName": "carina", "volumeName": "pvc-1"},
+    }))
+    .unwrap()
+}
+
 /// What happens next.
 #[derive(Debug, Clone)]
 enum Happens {
@@ -88,6 +103,12 @@ enum Happens {
     NodeGoes(usize),
     NodeReturns(usize),
     ClaimGoes,
+    /// A pod uses the claim from now on, or none does any more.
+    InUse(bool),
+    /// The API server refuses new PersistentVolumes from now on, or doesn't any more.
+    Refuses(bool),
+    /// Somebody makes the PersistentVolume that was refused, while its claim is there.
+    PersistentVolumeMadeByHand,
     /// Somebody deletes the LogicVolume; by force, finalizer and all.
     VolumeDeleted {
         force: bool,
@@ -107,7 +128,9 @@ impl World {
             nodes: NODES.into_iter().zip((0..3).map(node)).collect(),
             volume: None,
             persistent: None,
-            claim: true,
+            claim: Some(first_claim()),
+            in_use: false,
+            refuses: false,
             tombstones: Vec::new(),
             data: 0,
             removed: Vec::new(),
@@ -120,6 +143,19 @@ impl World {
         world.data = world.nodes["n1"].copy.unwrap();
         for _ in 0..3 {
             world.leader(true, true);
+        }
+        world
+    }
+
+    /// One whose node is lost, whose volume is made again, and whose PersistentVolume is refused next.
+    fn refused() -> Self {
+        let mut world = Self::new();
+        world.happen(&Happens::NodeGoes(0));
+        world.happen(&Happens::Time(11));
+        world.refuses = true;
+        while world.persistent.is_some() {
+            world.leader(false, true);
+            world.agent("n2");
         }
         world
     }
@@ -171,6 +207,59 @@ impl World {
                 None => volume.annotations_mut().remove(key),
             };
             self.store(volume);
+        }
+    }
+
+    /// The PersistentVolume's claim is there, and nobody deletes it.
+    fn has_its_claim(&self) -> bool {
+        self.claim.as_ref().is_some_and(|claim| {
+            claim.metadata.uid.as_deref() == Some("claim") && claim.metadata.deletion_timestamp.is_none()
+        })
+    }
+
+    fn delete_claim(&mut self) {
+        if let Some(claim) = &mut self.claim {
+            claim.metadata.deletion_timestamp.get_or_insert(Time(self.now));
+        }
+        self.protect_claim();
+    }
+
+    /// What kube-controller-manager does: a deleted claim goes when no pod uses it.
+    fn protect_claim(&mut self) {
+        if !self.in_use {
+            self.claim.take_if(|claim| claim.metadata.deletion_timestamp.is_some());
+        }
+    }
+
+    /// What is next to make the claim anew; the last is two writes, of which the second may not come.
+    fn renew_claim(&mut self) {
+        let Some(mut volume) = self.volume.clone() else { return };
+        let Some(new) = NewClaim::of(&volume).unwrap() else { return };
+        let spoken_for = self.persistent.is_some();
+        match new.next(self.claim.as_ref()) {
+            Next::Delete if spoken_for => return self.annotate(NEW_CLAIM, None),
+            Next::Delete => return self.delete_claim(),
+            Next::Wait => return,
+            Next::Create => {
+                let uid = format!("claim-{}", self.next());
+                let mut made = new.claim;
+                made.metadata.uid = Some(uid);
+                self.claim = Some(made);
+                if self.serial.is_multiple_of(3) {
+                    return;
+                }
+            }
+            Next::LetGo => {}
+        }
+        if spoken_for {
+            return self.annotate(NEW_CLAIM, None);
+        }
+        let uid = volume.metadata.uid.clone().unwrap();
+        volume.annotations_mut().remove(NEW_CLAIM);
+        volume.annotations_mut().insert(DELETE_STORAGE.to_owned(), uid);
+        self.store(volume);
+        if !self.serial.is_multiple_of(3) {
+            self.delete_volume();
         }
     }
 
@@ -268,7 +357,7 @@ impl World {
             (Step::Bury, ..) => self.tombstones.push((place, copy)),
             // As stored now: the node is still gone.
             (Step::Announce, Some(volume), Some(mut pv))
-                if same_pv && self.claim && self.nodes[place.as_str()].there.is_none() =>
+                if same_pv && self.has_its_claim() && self.nodes[place.as_str()].there.is_none() =>
             {
                 let node = volume.spec.node_name;
                 let rebuilding = Rebuilding { node, uid: String::new(), request: request() };
@@ -315,8 +404,16 @@ impl World {
                 pv.metadata.finalizers = Some(others(&pv));
                 self.store_pv(pv);
             }
-            (Step::CreatePersistentVolume, Some(volume), _) if self.persistent.is_none() => {
-                if self.claim {
+            (Step::CreatePersistentVolume, Some(mut volume), _) if self.persistent.is_none() => {
+                if self.has_its_claim() && self.refuses {
+                    if same {
+                        let new = NewClaim::in_place_of(self.claim.as_ref().unwrap());
+                        let text = new.text(&volume).unwrap().unwrap();
+                        volume.annotations_mut().remove(REPLACEMENT);
+                        volume.annotations_mut().insert(NEW_CLAIM.to_owned(), text);
+                        self.store(volume);
+                    }
+                } else if self.has_its_claim() {
                     let mut new: PersistentVolume =
                         serde_json::from_str(volume.annotation(REPLACEMENT).unwrap()).unwrap();
                     new.status.get_or_insert_default().phase = Some("Bound".to_owned());
@@ -325,6 +422,15 @@ impl World {
                     self.annotate(DELETE_STORAGE, volume.metadata.uid.clone());
                     self.delete_volume();
                 }
+            }
+            // As stored now: it is still to be done.
+            (Step::RenewClaim, Some(volume), _)
+                if self.volume.as_ref().is_some_and(|there| {
+                    there.metadata.uid == volume.metadata.uid
+                        && there.annotation(NEW_CLAIM) == volume.annotation(NEW_CLAIM)
+                }) =>
+            {
+                self.renew_claim();
             }
             (Step::Finish, ..) if same => self.annotate(REPLACEMENT, None),
             _ => {}
@@ -406,7 +512,7 @@ impl World {
     /// csi-provisioner, with the API server's deletion of what nothing holds.
     fn provisioner(&mut self) {
         let Some(pv) = self.persistent.clone() else { return };
-        if self.claim {
+        if self.claim.as_ref().is_some_and(|claim| claim.metadata.uid.as_deref() == Some("claim")) {
             return;
         }
         let mut released = pv.clone();
@@ -441,7 +547,20 @@ impl World {
                 node.there.get_or_insert(serial);
                 node.agent = true;
             }
-            Happens::ClaimGoes => self.claim = false,
+            Happens::ClaimGoes => self.delete_claim(),
+            Happens::InUse(in_use) => {
+                self.in_use = in_use;
+                self.protect_claim();
+            }
+            Happens::Refuses(refuses) => self.refuses = refuses,
+            Happens::PersistentVolumeMadeByHand => {
+                let node =
+                    self.volume.as_ref().filter(|v| v.annotation(NEW_CLAIM).is_some()).map(|v| &v.spec.node_name);
+                if let Some(node) = node.filter(|_| self.persistent.is_none() && self.has_its_claim()) {
+                    let made = persistent(node);
+                    self.store_pv(made);
+                }
+            }
             Happens::VolumeDeleted { force } => {
                 self.delete_volume();
                 if force && let Some(mut volume) = self.volume.clone() {
@@ -483,63 +602,110 @@ fn happens() -> impl Strategy<Value = Happens> {
         2 => any::<bool>().prop_map(|force| Happens::VolumeDeleted { force }),
         3 => prop_oneof![Just(1i64), Just(5), Just(11)].prop_map(Happens::Time),
         2 => Just(Happens::Provisioner),
+        2 => prop_oneof![Just(true), Just(true), Just(false)].prop_map(Happens::Refuses),
+        2 => any::<bool>().prop_map(Happens::InUse),
+        1 => Just(Happens::PersistentVolumeMadeByHand),
     ]
+}
+
+/// What holds at the end of whatever happens to a claim that nobody deletes.
+fn ends_well(mut world: World, events: &[Happens]) -> Result<(), TestCaseError> {
+    let (mut lost, mut refused) = (world.nodes["n1"].there.is_none(), world.refuses);
+    for event in events {
+        // While the PersistentVolume is replaced, the LogicVolume alone says what it is to be: who takes its
+        // finalizer off by force then takes the claim's only record, and the empty volume is an orphan. That is
+        // left out.
+        let recorded = world.volume.is_some() && world.persistent.is_none();
+        if recorded && matches!(event, Happens::VolumeDeleted { force: true }) {
+            continue;
+        }
+        world.happen(event);
+        refused |= world.refuses;
+        // From the moment on that its node is given up, the data may be another's.
+        lost |= world.nodes["n1"].there.is_none();
+    }
+    // In the end no node and no pod stays away or in the way, and the object that somebody deleted by hand is
+    // let go.
+    world.happen(&Happens::InUse(false));
+    for n in 0..3 {
+        world.happen(&Happens::NodeReturns(n));
+    }
+    world.settle();
+    if world.volume.as_ref().is_some_and(|v| v.metadata.deletion_timestamp.is_some()) {
+        world.happen(&Happens::VolumeDeleted { force: true });
+        world.settle();
+    }
+    let claim = world.claim.clone().expect("a claim");
+    prop_assert!(claim.metadata.deletion_timestamp.is_none());
+    if claim.metadata.uid.as_deref() != Some("claim") {
+        prop_assert!(lost && refused);
+        let kept = NewClaim::in_place_of(&first_claim()).claim;
+        prop_assert_eq!(
+            (claim.metadata.labels, claim.metadata.annotations, claim.spec),
+            (kept.metadata.labels, kept.metadata.annotations, kept.spec)
+        );
+        prop_assert!(world.volume.is_none() && world.persistent.is_none(), "{:?}", world.volume);
+        prop_assert_eq!(world.copies(), Vec::<&str>::new());
+        return Ok(());
+    }
+    let volume = world.volume.clone().expect("a LogicVolume");
+    let pv = world.persistent.clone().expect("a PersistentVolume");
+    let at = Ours::of(&pv).unwrap().node().map(str::to_owned);
+    prop_assert_eq!(at.as_deref(), Some(volume.spec.node_name.as_str()));
+    prop_assert!(volume.is_success() && volume.annotation(REPLACEMENT).is_none(), "{:?}", volume.status);
+    prop_assert_eq!(world.copies(), [volume.spec.node_name.as_str()]);
+    prop_assert!(!pv.annotations().contains_key(REBUILDING));
+    prop_assert_eq!(pv.name_any(), "pvc-1");
+    prop_assert_eq!(pv.finalizers().len(), 2);
+    prop_assert_eq!(Ours::of(&pv).unwrap().claim().unwrap().uid.as_deref(), Some("claim"));
+    if !lost {
+        prop_assert_eq!(world.nodes["n1"].copy, Some(world.data), "the data is the same");
+        prop_assert!(world.removed.is_empty());
+    }
+    Ok(())
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     /// Whatever happens in whatever order, a claim ends with one volume on a node that is there, and its
-    /// PersistentVolume says so; data goes only with its node.
+    /// PersistentVolume says so; data goes only with its node. Where the PersistentVolume was refused it may have
+    /// been made anew, and then nothing is left of the old one.
     #[test]
     fn a_claim_ends_with_one_volume_where_its_persistent_volume_says(
         events in proptest::collection::vec(happens(), 0..60)
     ) {
-        let mut world = World::new();
-        let mut lost = false;
-        for event in &events {
-            // While the PersistentVolume is replaced, the LogicVolume alone says what it is to be: who takes its
-            // finalizer off by force then takes the claim's only record, and the empty volume is an orphan.
-            prop_assume!(!(matches!(event, Happens::VolumeDeleted { force: true }) && world.persistent.is_none()));
-            world.happen(event);
-            // From the moment on that its node is given up, the data may be another's.
-            lost |= world.nodes["n1"].there.is_none();
-        }
-        // In the end no node stays away, and the object that somebody deleted by hand is let go.
-        for n in 0..3 {
-            world.happen(&Happens::NodeReturns(n));
-        }
-        world.settle();
-        if world.volume.as_ref().is_some_and(|v| v.metadata.deletion_timestamp.is_some()) {
-            world.happen(&Happens::VolumeDeleted { force: true });
-            world.settle();
-        }
-        let volume = world.volume.clone().expect("a LogicVolume");
-        let pv = world.persistent.clone().expect("a PersistentVolume");
-        let at = Ours::of(&pv).unwrap().node().map(str::to_owned);
-        prop_assert_eq!(at.as_deref(), Some(volume.spec.node_name.as_str()));
-        prop_assert!(volume.is_success() && volume.annotation(REPLACEMENT).is_none(), "{:?}", volume.status);
-        prop_assert_eq!(world.copies(), [volume.spec.node_name.as_str()]);
-        prop_assert!(!pv.annotations().contains_key(REBUILDING));
-        prop_assert_eq!(pv.name_any(), "pvc-1");
-        prop_assert_eq!(pv.finalizers().len(), 2);
-        prop_assert_eq!(Ours::of(&pv).unwrap().claim().unwrap().uid.as_deref(), Some("claim"));
-        if !lost {
-            prop_assert_eq!(world.nodes["n1"].copy, Some(world.data), "the data is the same");
-            prop_assert!(world.removed.is_empty());
-        }
+        ends_well(World::new(), &events)?;
     }
 
-    /// A claim that goes at any moment leaves nothing in the end, on any node.
+    /// The same from where the PersistentVolume that is to be is refused, or the claim is recorded.
+    #[test]
+    fn a_claim_whose_persistent_volume_is_refused_ends_well(
+        recorded in any::<bool>(),
+        in_use in any::<bool>(),
+        events in proptest::collection::vec(happens(), 0..60),
+    ) {
+        let mut world = World::refused();
+        world.in_use = in_use;
+        if recorded {
+            world.leader(false, true);
+        }
+        ends_well(world, &events)?;
+    }
+
+    /// A claim that goes at any moment leaves nothing in the end, on any node. It comes back only if it was
+    /// recorded to be made anew when it went.
     #[test]
     fn a_claim_that_goes_leaves_nothing(
         before in proptest::collection::vec(happens(), 0..40),
         after in proptest::collection::vec(happens(), 0..40),
     ) {
         let mut world = World::new();
-        for event in before.iter().chain([&Happens::ClaimGoes]).chain(&after) {
-            world.happen(event);
-        }
+        before.iter().for_each(|event| world.happen(event));
+        let recorded = world.volume.as_ref().is_some_and(|volume| volume.annotation(NEW_CLAIM).is_some());
+        world.happen(&Happens::ClaimGoes);
+        after.iter().for_each(|event| world.happen(event));
+        world.happen(&Happens::InUse(false));
         for n in 0..3 {
             world.happen(&Happens::NodeReturns(n));
         }
@@ -548,6 +714,7 @@ proptest! {
             world.happen(&Happens::VolumeDeleted { force: true });
             world.settle();
         }
+        prop_assert!(recorded || world.claim.is_none());
         prop_assert!(world.persistent.is_none());
         prop_assert!(world.volume.is_none(), "{:?}", world.volume);
         prop_assert_eq!(world.copies(), Vec::<&str>::new());
@@ -588,4 +755,26 @@ fn a_volume_that_was_never_bound_or_is_to_be_retained_waits_for_ever() {
         assert_eq!(world.copies(), ["n1"]);
         assert!(world.volume.is_some());
     }
+}
+
+#[test]
+fn a_refused_persistent_volume_has_its_claim_made_anew_when_no_pod_uses_it_any_more() {
+    let mut world = World::refused();
+    world.in_use = true;
+    assert_eq!(world.leader(false, true), Step::CreatePersistentVolume);
+    assert!(world.volume.as_ref().unwrap().annotation(REPLACEMENT).is_none());
+    let deleted = |world: &World| world.claim.as_ref().unwrap().metadata.deletion_timestamp.is_some();
+    assert!(!deleted(&world), "what is to be is recorded first");
+    for _ in 0..3 {
+        assert_eq!(world.leader(false, true), Step::RenewClaim);
+        assert!(deleted(&world), "it waits for the pod");
+    }
+    world.happen(&Happens::InUse(false));
+    assert!(world.claim.is_none());
+    world.leader(false, true);
+    let claim = world.claim.clone().expect("made anew");
+    assert_ne!(claim.metadata.uid.as_deref(), Some("claim"));
+    assert_eq!(claim.annotations().keys().collect::<Vec<_>>(), ["note"]);
+    world.settle();
+    assert_eq!((&world.volume, world.copies().len(), world.claim), (&None, 0, Some(claim)));
 }
