@@ -3,7 +3,7 @@
 use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::fault::{Fault, SimOperation};
-use super::loop_device;
+use super::loop_device::{self, Loops};
 use super::node::{EXTENT, SimNode, SimVolume, State};
 use crate::exec::CommandRunner;
 use crate::{
@@ -108,10 +108,12 @@ impl SimBackend {
     /// The volumes with their device nodes.
     fn with_devices(&self, mut volumes: Vec<Volume>) -> Vec<Volume> {
         // Only read once there is a file that could be under one: a volume has none before it is attached.
-        let loops = LazyCell::new(loop_device::all);
+        let loops = LazyCell::new(Loops::read);
         for volume in &mut volumes {
             volume.device = match (self.data(&volume.id), &self.runner) {
-                (Some(file), Some(_)) => fs::canonicalize(file).ok().and_then(|file| loops.get(&file).cloned()),
+                (Some(file), Some(_)) => {
+                    fs::canonicalize(file).ok().and_then(|file| loops.over(&file).map(Path::to_owned))
+                }
                 (Some(file), None) => Some(file),
                 (None, _) => Some(unreal_device(&volume.id)),
             };

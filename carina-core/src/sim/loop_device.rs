@@ -1,6 +1,5 @@
 //! Loop devices over the sparse files of simulated volumes.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,21 +12,36 @@ const SYS_BLOCK: &str = "/sys/block";
 /// losetup is quick or broken.
 const DEADLINE: Duration = Duration::from_secs(15);
 
-/// The loop devices of this machine by the file under each.
-pub(super) fn all() -> BTreeMap<PathBuf, PathBuf> {
-    let entries = fs::read_dir(SYS_BLOCK).into_iter().flatten().flatten();
-    let device = |entry: fs::DirEntry| {
-        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
-        Some((PathBuf::from(backing.trim_end()), Path::new("/dev").join(entry.file_name())))
-    };
-    entries.filter_map(device).collect()
+/// The loop devices of this machine, each with the file under it.
+pub(super) struct Loops(Vec<(PathBuf, PathBuf)>);
+
+impl Loops {
+    /// Those that there are now.
+    pub(super) fn read() -> Self {
+        let entries = fs::read_dir(SYS_BLOCK).into_iter().flatten().flatten();
+        let device = |entry: fs::DirEntry| {
+            let backing = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+            Some((PathBuf::from(backing.trim_end()), Path::new("/dev").join(entry.file_name())))
+        };
+        Self(entries.filter_map(device).collect())
+    }
+
+    /// The one over a file, whose path is canonical.
+    pub(super) fn over(&self, file: &Path) -> Option<&Path> {
+        let exact = self.0.iter().find(|(backing, _)| backing == file);
+        // One that was made in a container that is gone has its file's path from the mount on that held it there,
+        // which leads nowhere.
+        let cut = |backing: &Path| file.ends_with(backing.strip_prefix("/").unwrap_or(backing)) && !backing.exists();
+        let found = exact.or_else(|| self.0.iter().find(|(backing, _)| cut(backing)));
+        found.map(|(_, device)| device.as_path())
+    }
 }
 
 /// The loop device over this file, if there is one.
 pub(super) fn find(file: &Path) -> Option<PathBuf> {
     // A file that isn't there has none, which the list needn't be read for.
     let file = fs::canonicalize(file).ok()?;
-    all().remove(&file)
+    Loops::read().over(&file).map(Path::to_owned)
 }
 
 /// The loop device over this file, made if there is none.
@@ -73,4 +87,26 @@ async fn losetup(runner: &dyn CommandRunner, options: &[&str], on: &Path) -> Res
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(Error::from(output.failure(format!("losetup {} {on}", options.join(" ")), &command, true)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_device_is_known_by_its_file_also_when_another_container_made_it() {
+        let loops = |backing: &str| Loops(vec![(PathBuf::from(backing), PathBuf::from("/dev/loop7"))]);
+        let file = Path::new("/var/lib/kubelet/plugins/sim/volumes/v.img");
+        let found = Some(Path::new("/dev/loop7"));
+        assert_eq!(loops("/var/lib/kubelet/plugins/sim/volumes/v.img").over(file), found);
+        assert_eq!(loops("/plugins/sim/volumes/v.img").over(file), found, "as the kernel shows it from elsewhere");
+        assert_eq!(loops("/plugins/sim/volumes/w.img").over(file), None);
+        assert_eq!(loops("/other/sim/volumes/v.img").over(file), None);
+        // One that is there is another file.
+        let folder = tempfile::tempdir().unwrap();
+        let there = folder.path().join("v.img");
+        fs::write(&there, "").unwrap();
+        let longer = Path::new("/mnt").join(there.strip_prefix("/").unwrap());
+        assert_eq!(loops(&there.display().to_string()).over(&longer), None);
+    }
 }
