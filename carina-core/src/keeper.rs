@@ -33,6 +33,8 @@ pub struct Keeper {
     changed: Arc<Notify>,
     /// What was last said of the disks.
     said: String,
+    /// Why disks are in no group.
+    left_alone: watch::Sender<BTreeMap<String, String>>,
     /// The disks that were in groups at the last look.
     members: BTreeSet<String>,
     /// The limits that the backends were last told.
@@ -60,8 +62,15 @@ impl Keeper {
         devices: Box<dyn DeviceEvents>,
         changed: Arc<Notify>,
     ) -> Self {
-        let (said, members) = (String::new(), BTreeSet::new());
-        Self { engine, settings, labels, devices, changed, said, members, limits: None }
+        let (said, members, left_alone) = (String::new(), BTreeSet::new(), watch::Sender::default());
+        Self { engine, settings, labels, devices, changed, said, left_alone, members, limits: None }
+    }
+
+    /// Why each disk that is in no group is left alone, by its kernel name, as of the last look; empty before the
+    /// first.
+    #[must_use]
+    pub fn left_alone(&self) -> watch::Receiver<BTreeMap<String, String>> {
+        self.left_alone.subscribe()
     }
 
     /// Keeps the disks grouped, for ever.
@@ -177,6 +186,14 @@ impl Keeper {
         }
         let plan = GroupPlan::new(&disks, &groups, &config, &labels.unwrap_or_default());
         self.say(&plan, &config);
+        let left = plan.left.iter().filter(|left| !self.members.contains(&left.disk));
+        let left = left.map(|left| (left.disk.clone(), left.why.to_string())).collect();
+        self.left_alone.send_if_modified(|there| {
+            *there != left && {
+                *there = left;
+                true
+            }
+        });
         let mut events = plan.events(&disks, self.engine.now());
         // Without an interval nothing is claimed behind a person's back: news is only looked at.
         if !config.dry_run && (why == Why::Asked || config.scan_interval.is_some()) {

@@ -25,6 +25,7 @@ struct Kept {
     labels: watch::Sender<Option<BTreeSet<String>>>,
     news: UnboundedSender<Heard>,
     changed: Arc<Notify>,
+    left_alone: watch::Receiver<BTreeMap<String, String>>,
 }
 
 fn config(json: &str) -> Config {
@@ -55,8 +56,9 @@ impl Kept {
             Box::new(devices),
             Arc::clone(&changed),
         );
+        let left_alone = keeper.left_alone();
         tokio::spawn(keeper.run());
-        let kept = Self { node, engine, settings, labels, news, changed };
+        let kept = Self { node, engine, settings, labels, news, changed, left_alone };
         kept.looked().await;
         kept
     }
@@ -96,6 +98,18 @@ impl Kept {
 }
 
 const EVERY_SD: &str = r#"{"diskSelector": ["sd*"]}"#;
+
+#[tokio::test(start_paused = true)]
+async fn of_each_disk_that_is_in_no_group_it_is_said_why() {
+    let foreign = SimDisk::bare("sdc", Bytes::gib(50), Medium::Ssd).signed("xfs");
+    let kept = Kept::start([ssd("sdb"), foreign, ssd("nvme0n1")], EVERY_SD).await;
+    let why = |disk: &str| kept.left_alone.borrow().get(disk).cloned().unwrap_or_default();
+    assert!(why("sdc").contains("has a signature: xfs"), "{}", why("sdc"));
+    assert!(why("nvme0n1").contains("no pattern selects it"), "{}", why("nvme0n1"));
+    kept.settings.send_replace(config(r#"{"diskSelector": ["sd*", "nvme*"]}"#));
+    kept.looked().await;
+    assert_eq!(kept.left_alone.borrow().keys().collect::<Vec<_>>(), ["sdc"]);
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_is_plugged_in_joins_at_once_and_one_scan_does_for_a_burst() {

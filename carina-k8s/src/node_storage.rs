@@ -261,6 +261,9 @@ pub struct DiskFigures {
     /// Whether it can be relied on; left out while nothing is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthReport>,
+    /// Why it is left alone, where it is in no group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_alone: Option<String>,
 }
 
 impl NodeStorageResource {
@@ -305,6 +308,15 @@ impl NodeStorageStatus {
             let Some(disk) = disks.iter().find(|disk| disk.name == figures.name) else { continue };
             let (health, _) = Health::of(standing.iter().filter(|event| event.subject.is_disk(disk)));
             figures.health = Some(HealthReport::from(&health)).filter(|_| health != Health::Ok);
+        }
+        self
+    }
+
+    /// The same with why disks are in no group, by their kernel names.
+    #[must_use]
+    pub fn with_left_alone(mut self, why: &BTreeMap<String, String>) -> Self {
+        for disk in self.disks.iter_mut().filter(|disk| disk.group.is_none()) {
+            disk.left_alone = why.get(&disk.name).cloned();
         }
         self
     }
@@ -433,6 +445,7 @@ impl DiskFigures {
             content,
             read_only: disk.read_only,
             health: None,
+            left_alone: None,
         }
     }
 }

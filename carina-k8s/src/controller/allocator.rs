@@ -22,7 +22,7 @@ use crate::node_storage::NodeStorageResource;
 const NO_NODES: &str = "no carina-node has reported: kubectl -n kube-system get pods -l app=csi-carina-node";
 /// What to do where none of them has a group.
 const NO_GROUPS: &str = "no node has any group, so the disk selection of ConfigMap carina-csi-config means no bare disk: \
-    the log of each carina-node says of each disk why it is left alone (kubectl -n kube-system logs ds/csi-carina-node)";
+    kubectl get nsr -o yaml says of each disk why it is left alone";
 
 /// Places volumes, each for itself.
 pub struct Allocator {

@@ -80,6 +80,7 @@ pub async fn run(
     tasks.spawn(settings::follow(options.config.clone(), settings, settings::told_by(engine.clone())));
     let (keys, devices) = (watch::Sender::new(None), storage::device_events(&options));
     let keeper = Keeper::new(engine.clone(), grouped_by, keys.subscribe(), devices, Arc::clone(&changed));
+    let left_alone = keeper.left_alone();
     tasks.spawn(keeper.run());
     let known = keys.subscribe();
     tasks.spawn(labels::follow(client.clone(), node.clone(), keys));
@@ -98,7 +99,7 @@ pub async fn run(
         events: events.clone(),
     };
     tasks.spawn(classes.run(client.clone()));
-    tasks.spawn(publisher.with_orphans(found.subscribe()).run());
+    tasks.spawn(publisher.with_orphans(found.subscribe()).with_left_alone(left_alone).run());
     tasks.spawn(Monitor::new(engine.clone()).with_host(Arc::new(ProcessRunner::new())).run());
     let told = events.clone();
     tasks.spawn(telling::tell(engine.clone(), client.clone(), node.clone(), events.clone(), Arc::clone(&changed)));

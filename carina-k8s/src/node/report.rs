@@ -1,5 +1,6 @@
 //! The publisher of a node's NodeStorageResource: written when it says something new, soon but not at once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,7 @@ pub struct Publisher {
     changed: Arc<Notify>,
     seen: watch::Sender<NodeStorageStatus>,
     orphans: Option<watch::Receiver<Vec<OrphanFigures>>>,
+    left_alone: Option<watch::Receiver<BTreeMap<String, String>>>,
     declared: watch::Sender<DeclaredBy>,
 }
 
@@ -58,7 +60,19 @@ impl Publisher {
     ) -> Self {
         let (api, nodes) = (Api::all(client.clone()), Api::all(client));
         let (seen, declared) = (watch::Sender::default(), watch::Sender::default());
-        Self { node: node.into(), engine, recovery, api, nodes, events, changed, seen, orphans: None, declared }
+        Self {
+            node: node.into(),
+            engine,
+            recovery,
+            api,
+            nodes,
+            events,
+            changed,
+            seen,
+            orphans: None,
+            left_alone: None,
+            declared,
+        }
     }
 
     /// What the node was last seen to have, whether or not it could be published; nothing at first.
@@ -71,6 +85,12 @@ impl Publisher {
     #[must_use]
     pub fn with_orphans(self, found: watch::Receiver<Vec<OrphanFigures>>) -> Self {
         Self { orphans: Some(found), ..self }
+    }
+
+    /// The same with why disks are in no group.
+    #[must_use]
+    pub fn with_left_alone(self, why: watch::Receiver<BTreeMap<String, String>>) -> Self {
+        Self { left_alone: Some(why), ..self }
     }
 
     /// Where to say which StorageClasses declare which group.
@@ -139,6 +159,9 @@ impl Publisher {
         let disks = self.engine.disks().await?;
         let mut status = NodeStorageStatus::of(&disks, &groups, &volumes);
         status = status.with_health(&disks, &self.engine.standing());
+        if let Some(why) = &self.left_alone {
+            status = status.with_left_alone(&why.borrow());
+        }
         let declared = self.declared.borrow();
         for group in &mut status.groups {
             let by = declared.iter().find(|(name, _)| name.as_str() == group.name);

@@ -266,5 +266,12 @@ async fn mounts_are_served_and_disks_grouped_while_the_api_server_is_away() {
         (nsr["status"]["capacity"]["carina.storage.io/carina-vg-ssd"] == "160").then_some(())
     })
     .await;
+    soon("each disk that is left alone says why", async || {
+        let nsr = server.object("carina.storage.io/nodestorageresources", "n1")?;
+        let disks = nsr["status"]["disks"].as_array()?.clone();
+        let why = |name: &str| disks.iter().find(|disk| disk["name"] == name).map(|disk| disk["leftAlone"].clone());
+        (why("sdb")?.is_null() && why("sdf")?.as_str()?.contains("has a signature: xfs")).then_some(())
+    })
+    .await;
     program.stop().await;
 }
