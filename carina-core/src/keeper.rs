@@ -181,19 +181,22 @@ impl Keeper {
         let (disks, groups) = (self.engine.disks().await?, self.engine.groups().await?);
         self.members = disks.iter().filter(|disk| disk.group.is_some()).map(|disk| disk.name.clone()).collect();
         if labels.is_none() && needs_labels(&config) {
-            tracing::info!("groups of the config are for some nodes only, and this node's labels are not known yet");
+            let why = "groups of the config are for some nodes only, and this node's labels are not known yet";
+            tracing::info!("{why}");
+            let outside = disks.iter().filter(|disk| disk.group.is_none());
+            self.leave(outside.map(|disk| (disk.name.clone(), why.to_owned())).collect());
             return Ok(false);
         }
         let plan = GroupPlan::new(&disks, &groups, &config, &labels.unwrap_or_default());
         self.say(&plan, &config);
-        let left = plan.left.iter().filter(|left| !self.members.contains(&left.disk));
-        let left = left.map(|left| (left.disk.clone(), left.why.to_string())).collect();
-        self.left_alone.send_if_modified(|there| {
-            *there != left && {
-                *there = left;
-                true
+        let mut left: BTreeMap<String, String> =
+            plan.left.iter().map(|left| (left.disk.clone(), left.why.to_string())).collect();
+        for step in plan.steps.iter().filter(|step| step.claims()) {
+            let when = if config.dry_run { "nothing is claimed while dryRun is on" } else { "at the next scan" };
+            for disk in step.disks() {
+                left.insert(disk.name.clone(), format!("it is to join group {}: {when}", step.group()));
             }
-        });
+        }
         let mut events = plan.events(&disks, self.engine.now());
         // Without an interval nothing is claimed behind a person's back: news is only looked at.
         if !config.dry_run && (why == Why::Asked || config.scan_interval.is_some()) {
@@ -202,16 +205,33 @@ impl Keeper {
                 let members = self.engine.disks().await?.into_iter().filter(|disk| disk.group.is_some());
                 self.members = members.map(|disk| disk.name).collect();
             }
+            for (step, result) in taken.iter().filter(|(step, _)| step.claims()) {
+                for disk in step.disks() {
+                    let Err(error) = result else { continue };
+                    left.insert(disk.name.clone(), format!("it could not join group {}: {error}", step.group()));
+                }
+            }
             events.extend(
                 taken.into_iter().filter_map(|(step, result)| Some(failed(&step, &result.err()?, self.engine.now()))),
             );
         }
+        left.retain(|disk, _| !self.members.contains(disk));
+        self.leave(left);
         self.engine.stand("grouping", self.engine.now(), events);
         if !config.dry_run {
             self.engine.drain_configured(&config.drain, self.engine.now()).await?;
         }
         self.engine.check_health();
         Ok(plan.left.iter().any(|left| unsettled(&left.why)))
+    }
+
+    /// Says why disks are in no group.
+    fn leave(&self, why: BTreeMap<String, String>) {
+        self.left_alone.send_if_modified(|there| {
+            let changed = *there != why;
+            *there = why;
+            changed
+        });
     }
 
     /// Tells the backends the config's limits, where they are others than before.

@@ -109,6 +109,12 @@ async fn of_each_disk_that_is_in_no_group_it_is_said_why() {
     kept.settings.send_replace(config(r#"{"diskSelector": ["sd*", "nvme*"]}"#));
     kept.looked().await;
     assert_eq!(kept.left_alone.borrow().keys().collect::<Vec<_>>(), ["sdc"]);
+    kept.settings.send_replace(config(r#"{"diskSelector": ["sd*", "nvme*"], "dryRun": true}"#));
+    kept.looked().await;
+    kept.node.plug_in(ssd("sdd")).unwrap();
+    kept.news.send(uevent(Action::Add, "sdd", &[])).unwrap();
+    kept.looked().await;
+    assert!(why("sdd").contains("carina-vg-ssd: nothing is claimed while dryRun is on"), "{}", why("sdd"));
 }
 
 #[tokio::test(start_paused = true)]

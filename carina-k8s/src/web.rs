@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::Request;
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use axum::routing::get;
 use carina_core::{Error, Result};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tower::ServiceExt;
 
 use crate::options::Address;
 
@@ -53,6 +56,21 @@ pub fn health(ready: Ready) -> Router {
     Router::new().route("/healthz", get(async || "ok")).route("/readyz", get(readiness))
 }
 
+/// Health at once, and all other pages as soon as they are sent.
+pub fn health_first(ready: Ready) -> (Router, watch::Sender<Option<Router>>) {
+    let (pages, later) = watch::channel(None::<Router>);
+    let forward = move |request: Request| {
+        let there = later.borrow().clone();
+        async move {
+            match there {
+                Some(pages) => pages.oneshot(request).await.into_response(),
+                None => (StatusCode::SERVICE_UNAVAILABLE, "not ready: start-up recovery is under way").into_response(),
+            }
+        }
+    };
+    (health(ready).fallback(forward), pages)
+}
+
 /// Takes an address.
 ///
 /// # Errors
@@ -65,5 +83,24 @@ pub async fn listen(address: Address) -> Result<TcpListener> {
 pub async fn serve(listener: TcpListener, pages: Router) {
     if let Err(error) = axum::serve(listener, pages).await {
         tracing::error!("HTTP is not served any more: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn health_is_answered_before_there_is_anything_else() {
+        let (early, pages) = health_first(Ready::default());
+        let status = async |path: &str| {
+            let asked = Request::get(path).body(Body::empty()).unwrap();
+            early.clone().oneshot(asked).await.unwrap().status().as_u16()
+        };
+        assert_eq!((status("/healthz").await, status("/readyz").await, status("/volume").await), (200, 503, 503));
+        pages.send_replace(Some(Router::new().route("/volume", get(async || "[]"))));
+        assert_eq!((status("/healthz").await, status("/volume").await, status("/other").await), (200, 200, 404));
     }
 }

@@ -19,8 +19,10 @@ use crate::tags::{OWNER, WIPING};
 pub struct Dialect {
     /// LVM knows `--devices` (2.03.12 and later); older ones get a filter.
     pub devices_option: bool,
-    /// udevd runs and makes the device nodes; else LVM makes them itself.
+    /// LVM waits for udevd, which makes the device nodes; else LVM makes them itself.
     pub udev: bool,
+    /// udevd runs, and looks into devices that were written to.
+    pub udevd: bool,
 }
 
 /// What one command is about: a group, and the devices that it may open.
@@ -381,7 +383,7 @@ mod tests {
     #[test]
     fn a_create_is_one_command_that_leaves_nothing_to_defaults() {
         let devices = devices();
-        let dialect = Dialect { devices_option: true, udev: true };
+        let dialect = Dialect { devices_option: true, udev: true, udevd: true };
         let scope = Scope { dialect, group: "carina-vg-ssd", devices: &devices };
         let id: VolumeId = "volume-pvc-1".parse().unwrap();
         let tags = [OWNER.to_owned()];
@@ -408,7 +410,11 @@ mod tests {
     #[test]
     fn an_older_lvm_gets_a_filter_that_shuts_everything_else_out() {
         let devices = devices();
-        let scope = Scope { dialect: Dialect { devices_option: false, udev: false }, group: "g", devices: &devices };
+        let scope = Scope {
+            dialect: Dialect { devices_option: false, udev: false, udevd: false },
+            group: "g",
+            devices: &devices,
+        };
         let command = vg_activate(&scope);
         assert!(!command.args.contains(&"--devices".to_owned()));
         let config = command.args.iter().find(|a| a.contains("filter")).unwrap();
@@ -420,7 +426,8 @@ mod tests {
     #[test]
     fn a_delete_carries_its_own_check() {
         let devices = devices();
-        let scope = Scope { dialect: Dialect { devices_option: true, udev: true }, group: "g", devices: &devices };
+        let scope =
+            Scope { dialect: Dialect { devices_option: true, udev: true, udevd: true }, group: "g", devices: &devices };
         let command = remove_pool(&scope, "thin-a", 1);
         let select = command.args.iter().position(|a| a == "--select").unwrap();
         assert_eq!(command.args[select + 1], "lv_name=\"thin-a\" && tags={\"carina.io\"} && thin_count=1");

@@ -27,6 +27,11 @@ use crate::wipe::Wipes;
 
 /// Where udevd listens when it runs.
 const UDEV: &str = "/run/udev/control";
+/// Our namespace of System V semaphores. LVM waits for udevd by one, which udevd finds only in its own namespace: a
+/// command in a container of its own would wait until its deadline.
+const OUR_IPC: &str = "/proc/thread-self/ns/ipc";
+/// The host's; the kernel has fixed its number (`PROC_IPC_INIT_INO`).
+const HOST_IPC: &str = "ipc:[4026531839]";
 /// The first LVM with `--devices`.
 const DEVICES_OPTION: [u64; 3] = [2, 3, 12];
 
@@ -120,7 +125,9 @@ impl LvmBackend {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             let version = version(&text)
                 .ok_or_else(|| Error::from(output.failure("find out the version of LVM", &command, true)))?;
-            Ok(Dialect { devices_option: version >= DEVICES_OPTION, udev: Path::new(UDEV).exists() })
+            let udevd = Path::new(UDEV).exists();
+            let with_host = std::fs::read_link(OUR_IPC).is_ok_and(|ipc| ipc == Path::new(HOST_IPC));
+            Ok(Dialect { devices_option: version >= DEVICES_OPTION, udev: udevd && with_host, udevd })
         };
         self.dialect.get_or_try_init(ask).await.copied()
     }

@@ -304,7 +304,7 @@ impl LvmBackend {
     /// Whether nobody has the device open. Where udevd runs it looks into a device that was written to, for
     /// a moment: that is waited for.
     pub(crate) async fn is_closed(&self, device: &str) -> Result<bool> {
-        let looks = if self.dialect().await?.udev { UDEV_LOOKS } else { 1 };
+        let looks = if self.dialect().await?.udevd { UDEV_LOOKS } else { 1 };
         for look in 0..looks {
             if look > 0 {
                 tokio::time::sleep(UDEV_LOOK).await;

@@ -90,7 +90,8 @@ impl<'a> Search<'a> {
         let row = view.columns().get(*kind)?.row(index);
         let need = needs.get(row.extent as usize)?;
         // A group that takes nothing at all has reasons of its own.
-        let takes = row.available() > 0 && need.count <= row.slots;
+        let count = u32::try_from(self.request.claims.len()).unwrap_or(u32::MAX);
+        let takes = row.available() > 0 && count <= row.slots;
         let lacks = need.size > row.promise || need.footprint(row.spare) > row.room;
         (takes && lacks && !(row.held && undecided)).then_some(if row.held { NO_ROOM_BESIDE } else { NO_ROOM })
     }

@@ -13,7 +13,7 @@ pub struct Located {
     pub index: u32,
     pub ring: u64,
     /// Where its name begins and ends.
-    name: (u32, u32),
+    name: (usize, usize),
 }
 
 /// The nodes by name.
@@ -45,17 +45,14 @@ impl Names {
         self.table.find(ring, |there| there.ring == ring && text(all, there) == name).copied()
     }
 
-    /// Takes in a name that isn't there. Beyond 4 GiB of names nothing is taken in.
+    /// Takes in a name that isn't there.
     pub fn insert(&mut self, name: &str, index: u32) {
         if self.gone > self.text.len() / 2 {
             self.tidy();
         }
         let begin = self.text.len();
-        let (Ok(from), Ok(to)) = (u32::try_from(begin), u32::try_from(begin.saturating_add(name.len()))) else {
-            return;
-        };
         self.text.push_str(name);
-        let located = Located { index, ring: tie::place_on_ring(name), name: (from, to) };
+        let located = Located { index, ring: tie::place_on_ring(name), name: (begin, self.text.len()) };
         self.table.insert_unique(located.ring, located, |there| there.ring);
     }
 
@@ -71,11 +68,9 @@ impl Names {
     fn tidy(&mut self) {
         let mut tidied = String::with_capacity(self.text.len() - self.gone);
         for located in &mut self.table {
-            let name = text(&self.text, located);
-            // No longer than it was, so it fits.
-            let begin = u32::try_from(tidied.len()).unwrap_or(u32::MAX);
-            tidied.push_str(name);
-            located.name = (begin, begin + (located.name.1 - located.name.0));
+            let begin = tidied.len();
+            tidied.push_str(text(&self.text, located));
+            located.name = (begin, tidied.len());
         }
         (self.text, self.gone) = (tidied, 0);
     }
@@ -84,7 +79,7 @@ impl Names {
 /// The name of a node.
 fn text<'t>(all: &'t str, located: &Located) -> &'t str {
     let (from, to) = located.name;
-    all.get(from as usize..to as usize).unwrap_or_default()
+    all.get(from..to).unwrap_or_default()
 }
 
 #[cfg(test)]

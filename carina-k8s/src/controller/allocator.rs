@@ -21,7 +21,7 @@ use crate::node_storage::NodeStorageResource;
 /// What to do where no node has reported.
 const NO_NODES: &str = "no carina-node has reported: kubectl -n kube-system get pods -l app=csi-carina-node";
 /// What to do where none of them has a group.
-const NO_GROUPS: &str = "no node has any group, so the disk selection of ConfigMap carina-csi-config means no bare disk: \
+const NO_GROUPS: &str = "no node has any group; the disk selection is in ConfigMap carina-csi-config, and \
     kubectl get nsr -o yaml says of each disk why it is left alone";
 
 /// Places volumes, each for itself.

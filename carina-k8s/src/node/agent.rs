@@ -41,15 +41,16 @@ pub async fn run(
     let options = NodeOptions { cluster_id: cluster.clone(), ..options };
     let backends = storage::backends(&options, &config)?;
     let placement = Arc::new(OneMachine::new(config.strategy));
-    // Ports are taken first, and say "not ready" until recovery is done.
+    // Recovery may take minutes, in which the agent lives and isn't ready: a liveness probe has to be told.
     let ready = web::Ready::default();
-    let http = web::listen(options.http_addr).await?;
+    let mut tasks = JoinSet::new();
+    let (early, later) = web::health_first(ready.clone());
+    tasks.spawn(web::serve(web::listen(options.http_addr).await?, early));
     let metrics = web::listen(options.metrics_addr).await?;
     let (engine, recovery) = Engine::start(backends, Arc::clone(&placement) as _, Retry::default()).await?;
     let changed = Arc::new(Notify::new());
     let node = options.node_name.as_str().to_owned();
 
-    let mut tasks = JoinSet::new();
     let (mut activity, told) = (engine.activity(), Arc::clone(&changed));
     tasks.spawn(async move {
         // The CSI service makes volumes too: ephemeral ones.
@@ -65,7 +66,7 @@ pub async fn run(
 
     let found = watch::Sender::new(Vec::new());
     let (pages, figures) = pages::router(engine.clone(), node.clone(), ready.clone(), found.subscribe());
-    tasks.spawn(web::serve(http, pages));
+    later.send_replace(Some(pages));
     tasks.spawn(web::serve(metrics, figures));
     let settings = watch::Sender::new(config);
     // What the disks are grouped by: the config, and what StorageClasses declare beside it.
