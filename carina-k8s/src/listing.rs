@@ -1,6 +1,6 @@
 //! `/devicegroup` and `/volume`: groups and volumes in the words that the Go Carina 0.9 has for them.
 
-use carina_core::{DeviceGroup, Volume};
+use carina_core::{DeviceGroup, Volume, VolumeType};
 use serde::Serialize;
 
 /// A group, as `vgs` shows it. Sizes are bytes.
@@ -75,21 +75,60 @@ impl VolumeEntry {
         // A figure for people: what is lost beyond 2^53 bytes doesn't show in a percentage.
         #[allow(clippy::cast_precision_loss)]
         let percent = |used: u64, size: u64| if size == 0 { 0.0 } else { used as f64 * 100.0 / size as f64 };
+        // A partition is in no pool, and `lvs` knows nothing of it.
+        let lvm = volume.volume_type == VolumeType::Lvm;
+        let path = match &volume.device {
+            Some(device) => device.display().to_string(),
+            None if lvm => format!("/dev/{}/{}", volume.group, volume.id),
+            None => String::new(),
+        };
+        let if_lvm = |text: &str| if lvm { text.to_owned() } else { String::new() };
         Self {
             lv_name: volume.id.to_string(),
             vg_name: volume.group.to_string(),
-            lv_path: format!("/dev/{}/{}", volume.group, volume.id),
+            lv_path: path,
             lv_size: volume.size.get(),
             lv_kernel_major: major,
             lv_kernel_minor: minor,
             origin: String::new(),
             origin_size: 0,
-            pool_lv: volume.id.suffix().map(|suffix| format!("thin-{suffix}")).unwrap_or_default(),
-            thin_count: 1,
+            pool_lv: volume.id.suffix().map(|suffix| if_lvm(&format!("thin-{suffix}"))).unwrap_or_default(),
+            thin_count: u64::from(lvm),
             lv_tags: String::new(),
             data_percent: volume.used.map(|used| percent(used.get(), volume.size.get())).unwrap_or_default(),
-            lv_attr: "Vwi-a-tz--".to_owned(),
-            lv_active: "active".to_owned(),
+            lv_attr: if_lvm("Vwi-a-tz--"),
+            lv_active: if_lvm("active"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carina_core::{Bytes, Health};
+
+    use super::*;
+
+    #[test]
+    fn a_partition_is_not_shown_as_a_thin_volume() {
+        let volume = |volume_type, device: Option<&str>| Volume {
+            id: "volume-pvc-1".parse().unwrap(),
+            name: "pvc-1".parse().unwrap(),
+            node: None,
+            group: "carina-raw-ssd".parse().unwrap(),
+            size: Bytes::GIB,
+            volume_type,
+            exclusive: false,
+            ephemeral: None,
+            formatted: None,
+            device: device.map(Into::into),
+            used: None,
+            health: Health::Ok,
+        };
+        let shown = VolumeEntry::of(&volume(VolumeType::Raw, Some("/dev/sdb1")), Some((8, 17)));
+        assert_eq!((shown.lv_path.as_str(), shown.pool_lv.as_str(), shown.thin_count), ("/dev/sdb1", "", 0));
+        assert_eq!(shown.lv_attr, "");
+        let shown = VolumeEntry::of(&volume(VolumeType::Lvm, None), None);
+        assert_eq!(shown.lv_path, "/dev/carina-raw-ssd/volume-pvc-1");
+        assert_eq!((shown.pool_lv.as_str(), shown.thin_count), ("thin-pvc-1", 1));
     }
 }

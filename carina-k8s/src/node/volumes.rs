@@ -10,7 +10,7 @@ use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::Store;
 use kube::runtime::watcher;
-use kube::{Client, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
 use tokio::sync::{Notify, watch};
 
@@ -118,6 +118,13 @@ impl Volumes {
     async fn watched(&self) -> watcher::Config {
         let selector = format!("spec.nodeName={}", self.node);
         loop {
+            if self.is_namespaced().await {
+                let words = "their definition is the one of the Go Carina 0.9 or 0.10, in which they are in a namespace, so \
+                             that nothing could be written to them; docs/from-the-go-carina.md says how to change it";
+                self.refused((words.to_owned(), true));
+                tokio::time::sleep(AFTER_ERROR).await;
+                continue;
+            }
             match self.api.list_metadata(&ListParams::default().fields(&selector).limit(1)).await {
                 Ok(_) => {
                     self.engine.stand(API_SERVER, SystemTime::now(), Vec::new());
@@ -136,6 +143,14 @@ impl Volumes {
                 }
             }
         }
+    }
+
+    /// Whether LogicVolumes are in a namespace here. A server that doesn't tell has our definition, or none.
+    async fn is_namespaced(&self) -> bool {
+        let known = self.client.list_api_group_resources(&<LogicVolume as Resource>::api_version(&())).await;
+        known.is_ok_and(|known| {
+            known.resources.iter().any(|kind| kind.name == <LogicVolume as Resource>::plural(&()) && kind.namespaced)
+        })
     }
 
     /// Tells of a watch that the API server refuses, and when it no longer does.
