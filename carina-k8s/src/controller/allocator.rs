@@ -9,7 +9,8 @@ use carina_core::{
     VolumeType,
 };
 use carina_sched::{
-    Claim, GroupReport, Ledger, NODE_LABEL, Placed, PlacedClaim, PodId, PodRequest, Reservation, Strategy, Topology,
+    Claim, GroupReport, Ledger, NODE_LABEL, NodeReport, Placed, PlacedClaim, PodId, PodRequest, Reservation, Strategy,
+    Topology,
 };
 use kube::ResourceExt;
 use tokio::time::Instant;
@@ -24,6 +25,11 @@ const NO_NODES: &str = "no carina-node has reported: kubectl -n kube-system get 
 const NO_GROUPS: &str = "no node has any group; the disk selection is in ConfigMap carina-csi-config, and \
     kubectl get nsr -o yaml says of each disk why it is left alone";
 
+/// The label, in the ledger alone, of the nodes that volumes may be sent to that could go elsewhere too.
+const TAKES_VOLUMES: &str = "carina.storage.io/takes-volumes";
+/// So many of the nodes that are left out are named.
+const NAMED: usize = 5;
+
 /// Places volumes, each for itself.
 pub struct Allocator {
     known: Mutex<Known>,
@@ -34,13 +40,72 @@ struct Known {
     ledger: Ledger,
     /// What each node reported last.
     reports: BTreeMap<String, Vec<GroupReport>>,
+    /// The nodes that volumes aren't sent to that could go elsewhere, and why.
+    left_out: BTreeMap<String, &'static str>,
+}
+
+impl Known {
+    /// Takes a node's figures into the ledger.
+    fn take(&mut self, mut report: NodeReport) {
+        if !self.left_out.contains_key(&report.node) {
+            report.labels.insert(TAKES_VOLUMES.to_owned(), String::new());
+        }
+        let node = report.node.clone();
+        for warning in self.ledger.report(report).warnings {
+            tracing::warn!(%node, "a figure of the node's cannot be: {warning}");
+        }
+    }
+
+    /// Where a volume may go. Who names one node has chosen it, whatever its state.
+    fn terms(&self, request: &VolumeRequest) -> Vec<BTreeMap<String, String>> {
+        let takes = (request.nodes.len() != 1 && !self.left_out.is_empty())
+            .then(|| BTreeMap::from([(TAKES_VOLUMES.to_owned(), String::new())]));
+        let term = |node: &String| {
+            let mut term = takes.clone().unwrap_or_default();
+            term.insert(NODE_LABEL.to_owned(), node.clone());
+            term
+        };
+        if request.nodes.is_empty() { takes.into_iter().collect() } else { request.nodes.iter().map(term).collect() }
+    }
+
+    /// The same refusal with what else there is to say of it.
+    fn explained(&self, no: NoCapacity, request: &VolumeRequest) -> NoCapacity {
+        if self.reports.values().all(Vec::is_empty) {
+            let hint = if self.reports.is_empty() { NO_NODES } else { NO_GROUPS };
+            return NoCapacity { detail: format!("{}; {hint}", no.detail), ..no };
+        }
+        if request.nodes.len() == 1 {
+            return no;
+        }
+        let may = self.reports.keys().filter(|node| request.nodes.is_empty() || request.nodes.contains(node));
+        let (mut taken, mut left) = (0, Vec::new());
+        for node in may {
+            match self.left_out.get(node) {
+                Some(why) => left.push(format!("{node} ({why})")),
+                None => taken += 1,
+            }
+        }
+        if left.is_empty() {
+            return no;
+        }
+        let more = left.len().saturating_sub(NAMED);
+        left.truncate(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let left = format!("{}{more}", left.join(", "));
+        let detail = if taken == 0 {
+            format!("every node that it may go to is left out until it is ready and uncordoned: {left}")
+        } else {
+            format!("{}; left out: {left}", no.detail)
+        };
+        NoCapacity { detail, ..no }
+    }
 }
 
 impl Allocator {
     /// An allocator that knows no node yet.
     #[must_use]
     pub fn new(strategy: Strategy) -> Self {
-        let known = Known { ledger: Ledger::new(strategy), reports: BTreeMap::new() };
+        let known = Known { ledger: Ledger::new(strategy), reports: BTreeMap::new(), left_out: BTreeMap::new() };
         Self { known: Mutex::new(known), began: Instant::now() }
     }
 
@@ -49,28 +114,26 @@ impl Allocator {
         self.known().ledger.set_strategy(strategy);
     }
 
-    /// Chooses a node and a group for a volume, and holds its space there.
+    /// Chooses a node and a group for a volume, and holds its space there. A node that is [left out](Self::leave_out)
+    /// is chosen only if the request names it alone.
     ///
     /// # Errors
     /// [`carina_core::Error::NoCapacity`] with the nodes' reasons.
     pub fn place(&self, request: &VolumeRequest) -> Result<(String, GroupName)> {
         let pod = PodId(request.name.to_string());
         let mut asked = PodRequest::new(pod.clone(), vec![Claim::from(request)]);
-        let term = |node: &String| BTreeMap::from([(NODE_LABEL.to_owned(), node.clone())]);
-        asked.topology = Topology { terms: request.nodes.iter().map(term).collect() };
         let known = &mut *self.known();
+        asked.topology = Topology { terms: known.terms(request) };
         let ledger = &mut known.ledger;
         ledger.expire(self.began.elapsed());
         // What an earlier try held is over: this one chooses anew.
         ledger.release(&pod);
-        let placed = ledger.reserve(&asked, Duration::MAX).map_err(|error| match error.into() {
-            Error::NoCapacity(no) if known.reports.values().all(Vec::is_empty) => {
-                let hint = if known.reports.is_empty() { NO_NODES } else { NO_GROUPS };
-                Error::NoCapacity(NoCapacity { detail: format!("{}; {hint}", no.detail), ..no })
-            }
+        let placed = ledger.reserve(&asked, Duration::MAX);
+        let placed = placed.map_err(|error| match error.into() {
+            Error::NoCapacity(no) => Error::NoCapacity(known.explained(no, request)),
             error => error,
         })?;
-        ledger.confirm(&pod);
+        known.ledger.confirm(&pod);
         let claim = placed.claims.first().map(|claim| claim.group.clone());
         let group = claim.ok_or_else(|| carina_core::Error::Precondition(format!("{pod}: placed without a group")))?;
         Ok((placed.node, group))
@@ -86,8 +149,21 @@ impl Allocator {
         let Some(report) = node.report() else { return };
         let mut known = self.known();
         known.reports.insert(node.name_any(), report.groups.clone());
-        for warning in known.ledger.report(report).warnings {
-            tracing::warn!(node = %node.name_any(), "a figure of the node's cannot be: {warning}");
+        known.take(report);
+    }
+
+    /// From now on, volumes that could go elsewhere aren't sent to the node, for this reason; or they are again.
+    pub fn leave_out(&self, node: &str, why: Option<&'static str>) {
+        let known = &mut *self.known();
+        let before = match why {
+            Some(why) => known.left_out.insert(node.to_owned(), why),
+            None => known.left_out.remove(node),
+        };
+        if before.is_some() != why.is_some()
+            && let Some(groups) = known.reports.get(node)
+        {
+            let report = NodeReport::new(node, groups.clone());
+            known.take(report);
         }
     }
 

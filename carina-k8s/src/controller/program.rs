@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use carina_csi::Driver;
 use futures::FutureExt;
+use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::upkeep::left_out;
 use super::{Allocator, Candidate, Change, ClusterVolumes, Mirror, Upkeep, node_storage_map, pages, webhook};
 use crate::access::CONTROLLER;
 use crate::clock::Clock;
@@ -38,6 +40,7 @@ pub async fn run(
     let config = settings::read(&options.config);
     let cluster = follow(client.clone(), config.strategy);
     let (volumes, nodes) = (Arc::clone(&cluster.volumes), Arc::clone(&cluster.nodes));
+    let members = Arc::clone(&cluster.members);
     let patience = Duration::from_secs(options.agent_timeout);
     let events = Recorder::new(client.clone(), "carina-controller", &options.pod_name);
     let told = events.clone();
@@ -46,6 +49,7 @@ pub async fn run(
         client.clone(),
         Arc::clone(&volumes),
         Arc::clone(&nodes),
+        Arc::clone(&members),
         cluster.allocator,
         events.clone(),
         patience,
@@ -66,7 +70,7 @@ pub async fn run(
     let driver = Driver::new().controller(Arc::new(service), None);
     let probe = driver.readiness();
     probe.set(false);
-    let known = (volumes.standing(), nodes.standing());
+    let known = [volumes.standing(), nodes.standing(), members.standing()];
     tasks.spawn({
         let ready = ready.clone();
         async move {
@@ -99,6 +103,7 @@ pub async fn run(
                 &namespace,
                 Arc::clone(&volumes),
                 Arc::clone(&nodes),
+                Arc::clone(&members),
                 Arc::clone(&allocator),
                 followed.clone(),
                 Clock::system(),
@@ -128,17 +133,16 @@ pub async fn run(
     Ok(served?)
 }
 
-/// Says what is lacking of two watches, at first and whenever it changes, for ever.
-async fn follow_readiness(
-    (mut volumes, mut nodes): (watch::Receiver<Option<String>>, watch::Receiver<Option<String>>),
-    mut say: impl FnMut(Option<String>),
-) {
+/// Says what is lacking of the watches, at first and whenever it changes, for ever.
+async fn follow_readiness(mut watches: [watch::Receiver<Option<String>>; 3], mut say: impl FnMut(Option<String>)) {
     loop {
-        let lacks = volumes.borrow_and_update().clone().or_else(|| nodes.borrow_and_update().clone());
-        say(lacks);
+        let lacks: Vec<_> = watches.iter_mut().filter_map(|watch| watch.borrow_and_update().clone()).collect();
+        say(lacks.into_iter().next());
+        let [volumes, nodes, members] = &mut watches;
         let changed = tokio::select! {
             changed = volumes.changed() => changed,
             changed = nodes.changed() => changed,
+            changed = members.changed() => changed,
         };
         if changed.is_err() {
             return;
@@ -150,8 +154,10 @@ async fn follow_readiness(
 pub struct Cluster {
     /// Its LogicVolumes.
     pub volumes: Arc<Mirror<LogicVolume>>,
-    /// Its nodes.
+    /// What its nodes have.
     pub nodes: Arc<Mirror<NodeStorageResource>>,
+    /// Its nodes themselves.
+    pub members: Arc<Mirror<Node>>,
     /// Where volumes go in it.
     pub allocator: Arc<Allocator>,
     /// The watches; they end when this is dropped.
@@ -177,7 +183,7 @@ pub fn follow(client: Client, strategy: carina_core::Strategy) -> Cluster {
             })
             .await;
     });
-    let (mirror, ledger, api) = (Arc::clone(&nodes), Arc::clone(&allocator), Api::all(client));
+    let (mirror, ledger, api) = (Arc::clone(&nodes), Arc::clone(&allocator), Api::all(client.clone()));
     tasks.spawn(async move {
         mirror
             .follow(api, |change| match change {
@@ -186,5 +192,15 @@ pub fn follow(client: Client, strategy: carina_core::Strategy) -> Cluster {
             })
             .await;
     });
-    Cluster { volumes, nodes, allocator, tasks }
+    let members = Arc::new(Mirror::new(CONTROLLER));
+    let (mirror, ledger, api) = (Arc::clone(&members), Arc::clone(&allocator), Api::all(client));
+    tasks.spawn(async move {
+        mirror
+            .follow(api, |change| match change {
+                Change::Is(node) => ledger.leave_out(&Node::name_any(node), left_out(node)),
+                Change::Gone(node) => ledger.leave_out(&Node::name_any(node), None),
+            })
+            .await;
+    });
+    Cluster { volumes, nodes, members, allocator, tasks }
 }

@@ -10,6 +10,7 @@ use carina_core::{
     Error, FormatRecord, Health, Result, Room, SizeRange, Volume, VolumeId, VolumeKind, VolumeRequest, VolumeService,
 };
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 use serde_json::json;
@@ -34,6 +35,7 @@ pub struct ClusterVolumes {
     api: Api<LogicVolume>,
     volumes: Arc<Mirror<LogicVolume>>,
     nodes: Arc<Mirror<NodeStorageResource>>,
+    members: Arc<Mirror<Node>>,
     allocator: Arc<Allocator>,
     events: Recorder,
     /// How long a call waits for an agent.
@@ -57,6 +59,7 @@ impl ClusterVolumes {
         client: Client,
         volumes: Arc<Mirror<LogicVolume>>,
         nodes: Arc<Mirror<NodeStorageResource>>,
+        members: Arc<Mirror<Node>>,
         allocator: Arc<Allocator>,
         events: Recorder,
         patience: Duration,
@@ -65,6 +68,7 @@ impl ClusterVolumes {
             api: Api::all(client),
             volumes,
             nodes,
+            members,
             allocator,
             events,
             patience,
@@ -183,6 +187,10 @@ impl ClusterVolumes {
     async fn place(&self, request: &VolumeRequest) -> Result<Arc<LogicVolume>> {
         // "No room" may not be said of nodes that nobody has looked at yet.
         self.nodes.known().await?;
+        if request.nodes.len() != 1 {
+            // Which of them are away is to be known too.
+            self.members.known().await?;
+        }
         let (node, group) = self.allocator.place(request)?;
         let object = LogicVolume::for_request(request, &node, &group);
         match self.api.create(&PostParams::default(), &object).await {

@@ -84,13 +84,13 @@ impl Upkeep {
         namespace: &str,
         volumes: Arc<Mirror<LogicVolume>>,
         storage: Arc<Mirror<NodeStorageResource>>,
+        nodes: Arc<Mirror<Node>>,
         allocator: Arc<Allocator>,
         config: watch::Receiver<Config>,
         clock: Clock,
         events: Recorder,
     ) -> Self {
         let persistent = Arc::new(Mirror::of(CONTROLLER, |pv| Ours::of(pv).is_some()));
-        let nodes = Arc::new(Mirror::new(CONTROLLER));
         let acting = Acting::new(
             &client,
             namespace,
@@ -121,8 +121,6 @@ impl Upkeep {
     pub async fn run(mut self) {
         let mut watches = JoinSet::new();
         let (mirror, api) = (Arc::clone(&self.persistent), Api::all(self.client.clone()));
-        watches.spawn(async move { mirror.follow(api, |_| {}).await });
-        let (mirror, api) = (Arc::clone(&self.nodes), Api::all(self.client.clone()));
         watches.spawn(async move { mirror.follow(api, |_| {}).await });
         tokio::join!(self.volumes.synced(), self.storage.synced(), self.persistent.synced(), self.nodes.synced());
         let mut changes = (self.volumes.changes(), self.persistent.changes(), self.nodes.changes());
@@ -333,6 +331,14 @@ fn identity(node: &Node) -> (String, String) {
 fn is_shut_down(node: &Node) -> bool {
     let tainted = node.spec.iter().flat_map(|s| s.taints.iter().flatten()).any(|taint| taint.key == OUT_OF_SERVICE);
     tainted && !is_ready(node)
+}
+
+/// Why volumes that could go elsewhere aren't sent to a node, if they aren't.
+pub(super) fn left_out(node: &Node) -> Option<&'static str> {
+    if !is_ready(node) {
+        return Some("NotReady");
+    }
+    (node.spec.as_ref()?.unschedulable == Some(true)).then_some("cordoned")
 }
 
 /// Whether a node's kubelet says that it is ready.

@@ -18,6 +18,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::api_server::{ApiServer, Fault};
+use crate::orphans::node_object;
 use crate::server::{Server, on_both};
 use crate::sim_node::{Node, until};
 
@@ -31,10 +32,11 @@ pub struct Controller {
 
 impl Controller {
     pub async fn start(server: &impl Server) -> Self {
-        let Cluster { volumes, nodes, allocator, tasks } = follow(server.client(), Strategy::Spreadout);
+        let Cluster { volumes, nodes, members, allocator, tasks } = follow(server.client(), Strategy::Spreadout);
         let patience = Duration::from_secs(140);
         let events = Recorder::new(server.client(), "carina-controller", "one");
-        let service = Arc::new(ClusterVolumes::new(server.client(), volumes, nodes, allocator, events, patience));
+        let service =
+            Arc::new(ClusterVolumes::new(server.client(), volumes, nodes, members, allocator, events, patience));
         Self { service, _tasks: tasks }
     }
 }
@@ -156,6 +158,49 @@ async fn an_agent_that_is_silent_is_no_full_node_and_the_next_call_goes_on() {
     nodes[0].start().await;
     controller.service.delete(&made.id).await.unwrap();
     assert_eq!(nodes[0].volumes().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_may_go_elsewhere_is_not_sent_to_a_node_that_is_away_or_cordoned() {
+    let server = ApiServer::new();
+    // The first is the emptiest of them, and nothing answers there.
+    let nodes = three_nodes(&server).await;
+    let controller = Controller::start(&server).await;
+    for node in ["n2", "n3"] {
+        controller.service.create(on_ssd(ask(&format!("pvc-{node}"), 50, &[node]))).await.unwrap();
+    }
+    node_object(&server, "n1", "node-1", false, false);
+    node_object(&server, "n2", "node-2", true, false);
+    let seen = Controller::start(&server).await;
+    for (name, nodes) in [("pvc-1", &[][..]), ("pvc-2", &["n1", "n2"])] {
+        let made = seen.service.create(on_ssd(ask(name, 10, nodes))).await.unwrap();
+        assert_ne!(made.node.as_deref(), Some("n1"));
+    }
+    let pinned = seen.service.create(on_ssd(ask("pvc-3", 10, &["n1"]))).await.unwrap();
+    assert_eq!(pinned.node.as_deref(), Some("n1"), "it is for who chose it to know");
+    let full = seen.service.create(on_ssd(ask("pvc-4", 130, &[]))).await.unwrap_err().to_string();
+    assert!(full.contains("left out: n1 (NotReady)"), "{full}");
+
+    // It is followed: all of them are cordoned, or away.
+    for name in ["n2", "n3"] {
+        node_object(&server, name, name, true, false);
+        let mut cordoned = server.object("nodes", name).unwrap();
+        cordoned["spec"]["unschedulable"] = json!(true);
+        server.put("nodes", name, cordoned);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let refused = seen.service.create(on_ssd(ask("pvc-5", 10, &[]))).await.unwrap_err();
+    assert!(matches!(&refused, Error::NoCapacity(_)), "{refused}");
+    let refused = refused.to_string();
+    assert!(
+        refused.contains("left out") && refused.contains("n1 (NotReady), n2 (cordoned), n3 (cordoned)"),
+        "{refused}"
+    );
+    node_object(&server, "n1", "node-1", true, false);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let made = seen.service.create(on_ssd(ask("pvc-5", 10, &[]))).await.unwrap();
+    assert_eq!(made.node.as_deref(), Some("n1"));
+    assert_eq!(by_name(&nodes, &made).volumes().await.len(), 2);
 }
 
 async fn two_calls_and_two_replicas_make_one_volume(server: &impl Server) {

@@ -185,10 +185,12 @@ async fn where_rebuilding_is_off_deleting_the_claim_and_making_it_again_works() 
     let mut released = pv(&server, "pvc-1").unwrap();
     released["status"]["phase"] = json!("Released");
     server.put(PVS, "pvc-1", released);
-    let Cluster { volumes, nodes, allocator, tasks } = follow(server.client(), carina_core::Strategy::Spreadout);
+    let Cluster { volumes, nodes, members, allocator, tasks } =
+        follow(server.client(), carina_core::Strategy::Spreadout);
     nodes.synced().await;
     let events = Recorder::new(server.client(), "carina-controller", "c1");
-    let service = ClusterVolumes::new(server.client(), volumes, nodes, allocator, events, Duration::from_secs(140));
+    let service =
+        ClusterVolumes::new(server.client(), volumes, nodes, members, allocator, events, Duration::from_secs(140));
     service.delete(&"volume-pvc-1".parse().unwrap()).await.unwrap();
     assert!(get(&server, "pvc-1").is_none());
     let api: Api<PersistentVolume> = Api::all(server.client());

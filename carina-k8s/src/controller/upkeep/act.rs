@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use super::claim::is_for_what_it_says;
 use super::decide::{LEAVING, LOST, REBUILDING, Rebuilding, Step};
 use super::replacement::{others, replacement};
-use super::{OUT_OF_SERVICE, carried_name, is_ready, name_of};
+use super::{OUT_OF_SERVICE, carried_name, left_out, name_of};
 use crate::asked;
 use crate::clock::Clock;
 use crate::controller::{Allocator, Mirror};
@@ -574,8 +574,7 @@ impl Acting {
         let fits = |node: &Arc<Node>| {
             let name = node.name_any();
             name != rebuilding.node
-                && is_ready(node)
-                && node.spec.as_ref().and_then(|spec| spec.unschedulable) != Some(true)
+                && left_out(node).is_none()
                 && (allowed.is_empty() || allowed.contains(&name))
                 && (beside.is_empty() || beside.contains(&name))
                 // An old copy of it would be taken for it.
