@@ -5,16 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carina_core::{Engine, Recovery, VolumeService};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, ObjectMeta, PostParams};
-use kube::{Client, Resource};
+use kube::core::PartialObjectMeta;
+use kube::runtime::{WatchStreamExt, metadata_watcher, watcher};
+use kube::{Client, Resource, ResourceExt};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::classes::DeclaredBy;
 use super::telling;
+use crate::access::{NODE, explain_watch};
 use crate::condition::{Finding, conditions};
 use crate::event::{NEEDS_A_PERSON, Recorder, Regarding};
 use crate::node_storage::{NodeStorageResource, NodeStorageSpec, NodeStorageStatus, OrphanFigures, OrphanState};
@@ -103,12 +108,15 @@ impl Publisher {
     /// nothing of what the node has.
     pub async fn run(self) {
         let mut published: Option<NodeStorageResource> = None;
+        let mut stored = Stored::follow(self.api.clone(), &self.node);
+        // Whether what was published last was a Node's, and goes with it.
+        let mut owned = false;
         for note in &self.recovery.for_a_person {
             self.events.warning([Regarding::node(&self.node)], NEEDS_A_PERSON, note.clone());
         }
         loop {
             let looked = Instant::now();
-            let wait = match self.publish(&mut published).await {
+            let wait = match self.publish(&mut published, owned).await {
                 Ok(()) => LOOK,
                 Err(error) => {
                     tracing::warn!("NodeStorageResource {} was not published: {error}", self.node);
@@ -116,14 +124,27 @@ impl Publisher {
                     AFTER_ERROR
                 }
             };
+            if let Some(object) = &published {
+                owned = !object.owner_references().is_empty();
+            }
+            let told = async {
+                tokio::select! {
+                    () = self.changed.notified() => false,
+                    () = stored.is_lost(published.as_ref().and_then(|object| object.metadata.uid.as_deref())) => true,
+                }
+            };
             // Whether told or not, it is time to look; what else happens meanwhile goes into the same write.
-            if tokio::time::timeout(wait, self.changed.notified()).await.is_ok() {
+            if let Ok(lost) = tokio::time::timeout(wait, told).await {
+                if lost {
+                    published = None;
+                }
                 tokio::time::sleep_until((looked + APART).max(Instant::now() + GATHER)).await;
             }
         }
     }
 
-    async fn publish(&self, published: &mut Option<NodeStorageResource>) -> Result<(), PublishError> {
+    /// Publishes what is new. An object that went with its Node is made again when the Node is.
+    async fn publish(&self, published: &mut Option<NodeStorageResource>, owned: bool) -> Result<(), PublishError> {
         let status = self.status().await?;
         self.seen.send_if_modified(|there| {
             let changed = *there != status;
@@ -133,7 +154,13 @@ impl Publisher {
         if published.is_none() {
             *published = Some(match self.api.get_opt(&self.node).await? {
                 Some(object) => object,
-                None => self.api.create(&PostParams::default(), &self.object().await?).await?,
+                None => {
+                    let object = self.object().await?;
+                    if owned && object.owner_references().is_empty() {
+                        return Ok(());
+                    }
+                    self.api.create(&PostParams::default(), &object).await?
+                }
             });
         }
         let Some(object) = published.as_ref() else { return Ok(()) };
@@ -199,6 +226,41 @@ impl Publisher {
         } else {
             Finding::bad(RECOVERED, "NeedsAPerson", self.recovery.for_a_person.join("; "))
         }
+    }
+}
+
+/// The object as it is stored: whether it is there at all.
+struct Stored {
+    events: BoxStream<'static, watcher::Result<watcher::Event<PartialObjectMeta<NodeStorageResource>>>>,
+    /// Whether the list that is under way has it.
+    listed: bool,
+}
+
+impl Stored {
+    fn follow(api: Api<NodeStorageResource>, node: &str) -> Self {
+        let own = watcher::Config::default().fields(&format!("metadata.name={node}"));
+        Self { events: metadata_watcher(api, own).default_backoff().boxed(), listed: false }
+    }
+
+    /// Waits until the object of this uid is found to be gone. It may be said of one that was only just made, by
+    /// a list that is older.
+    async fn is_lost(&mut self, uid: Option<&str>) {
+        use watcher::Event;
+        while let Some(event) = self.events.next().await {
+            match event {
+                Ok(Event::Init) => self.listed = false,
+                Ok(Event::InitApply(object)) => self.listed |= object.metadata.uid.as_deref() == uid,
+                Ok(Event::InitDone) if !self.listed => return,
+                Ok(Event::Delete(object)) if object.metadata.uid.as_deref() == uid => return,
+                Ok(Event::InitDone | Event::Apply(_) | Event::Delete(_)) => {}
+                Err(error) => {
+                    let (words, _) = explain_watch(&error, NODE);
+                    tracing::warn!("nodestorageresources are not watched: {words} (tried again)");
+                }
+            }
+        }
+        // Not told any more: what changes is published all the same.
+        std::future::pending().await
     }
 }
 

@@ -12,6 +12,7 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::api_server::{ApiServer, Fault};
+use crate::orphans::node_object;
 use crate::server::{Server, on_both};
 use crate::sim_node::{Node, until};
 
@@ -309,6 +310,43 @@ async fn the_node_publishes_what_it_has_and_keeps_it_through_restarts() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(server.object("carina.storage.io/nodestorageresources", "n1"), before);
     assert!(server.take_requests().iter().all(|request| request.starts_with("GET")), "a restart writes nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_published_is_made_again_when_it_is_deleted_but_not_without_its_node() {
+    const NSRS: &str = "carina.storage.io/nodestorageresources";
+    let server = ApiServer::new();
+    node_object(&server, "n1", "node-1", true, false);
+    let _node = Node::started(&server, "n1").await;
+    let figures = |server: &ApiServer| {
+        let nsr: NodeStorageResource = serde_json::from_value(server.object(NSRS, "n1")?).unwrap();
+        Some(nsr.status?.groups)
+    };
+    create(&server, "pvc-1", 10).await;
+    until_word(&server, "pvc-1", "Success").await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let before = figures(&server).unwrap();
+    assert_eq!(before.iter().map(|group| group.volumes.len()).sum::<usize>(), 1);
+    let nsrs: Api<NodeStorageResource> = Api::all(server.client());
+    let start = tokio::time::Instant::now();
+    nsrs.delete("n1", &Default::default()).await.unwrap();
+    until("it is back", async || figures(&server).filter(|there| *there == before)).await;
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // Nobody watches when it goes, with its definition.
+    server.define(NSRS, false);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    server.define(NSRS, true);
+    until("it is back", async || figures(&server).filter(|there| *there == before)).await;
+
+    // With its Node it goes for good.
+    let members: Api<k8s_openapi::api::core::v1::Node> = Api::all(server.client());
+    members.delete("n1", &Default::default()).await.unwrap();
+    nsrs.delete("n1", &Default::default()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(server.object(NSRS, "n1"), None);
+    node_object(&server, "n1", "node-2", true, false);
+    until("it is back", async || figures(&server).filter(|there| *there == before)).await;
+    assert_eq!(server.object(NSRS, "n1").unwrap()["metadata"]["ownerReferences"][0]["uid"], "node-2");
 }
 
 #[tokio::test(start_paused = true)]
