@@ -190,7 +190,7 @@ impl Acting {
     pub(super) async fn report(&self, volume: Option<&LogicVolume>, waiting: &[String]) -> Result<(), kube::Error> {
         let Some(volume) = volume else { return Ok(()) };
         let message = format!(
-            "{} LogicVolumes of node {node} lost their PersistentVolumes at once, so nothing is done about them. Make the \
+            "{} LogicVolumes of node {node} have no PersistentVolume at once, so nothing is done about them. Make the \
              PersistentVolumes again to keep them; to let these go into quarantine and then be removed: kubectl annotate \
              --overwrite nsr {node} {CONFIRM_ORPHANS}={}",
             waiting.len(),
@@ -269,11 +269,19 @@ impl Acting {
     async fn quarantine(&self, volume: &LogicVolume, config: &Config) -> Result<(), kube::Error> {
         let Some(volume) = self.confirmed_orphan(volume).await? else { return Ok(()) };
         let until = self.clock.now() + config.orphan_grace_period;
-        let message = format!(
-            "no PersistentVolume speaks for the volume any more; it is removed with its data after {until}. To keep it, make \
-             its PersistentVolume again (volumeHandle {}), or annotate this object with {RECLAIM_POLICY}={RETAIN}",
-            volume.volume_id().map(|id| id.to_string()).unwrap_or_default()
-        );
+        let id = volume.volume_id().map(|id| id.to_string()).unwrap_or_default();
+        let keep = format!("annotate this object with {RECLAIM_POLICY}={RETAIN}");
+        let message = if volume.annotation(BOUND).is_some() {
+            format!(
+                "no PersistentVolume speaks for the volume any more; it is removed with its data after {until}. To keep \
+                 it, make its PersistentVolume again (volumeHandle {id}), or {keep}"
+            )
+        } else {
+            format!(
+                "no PersistentVolume ever spoke for the volume, as where its claim was deleted while it was made; it is \
+                 removed after {until}. To keep it, make a PersistentVolume for it (volumeHandle {id}), or {keep}"
+            )
+        };
         self.conditions(&volume, QUARANTINED, Some(("True", "NoPersistentVolume", message.clone())), false).await?;
         tracing::warn!(volume = %volume.name_any(), "{message}");
         self.events.warning(Regarding::volume_and_claim(&volume), ORPHANED, message);

@@ -285,9 +285,8 @@ fn decide_there(seen: &Seen<'_>, volume: &LogicVolume, pv: Option<Ours<'_>>, orp
 
 /// No PersistentVolume speaks for it.
 fn decide_orphan(seen: &Seen<'_>, volume: &LogicVolume, orphans: bool) -> Step {
-    let bound = volume.annotation(BOUND).is_some();
     let retained = volume.annotation(RECLAIM_POLICY) == Some(RETAIN);
-    if !orphans || !bound || retained {
+    if !orphans || retained || !(volume.annotation(BOUND).is_some() || is_left_behind(seen, volume)) {
         return Step::Rest;
     }
     match has(volume, QUARANTINED).filter(|condition| condition.status == "True") {
@@ -295,6 +294,13 @@ fn decide_orphan(seen: &Seen<'_>, volume: &LogicVolume, orphans: bool) -> Step {
         Some(_) => Step::Rest,
         None => Step::Quarantine,
     }
+}
+
+/// Whether a volume was made for a claim that nobody made a PersistentVolume for in all this time: the claim was
+/// deleted meanwhile, and csi-provisioner didn't live to hear of it. Nothing was ever written to it.
+fn is_left_behind(seen: &Seen<'_>, volume: &LogicVolume) -> bool {
+    let made = volume.metadata.creation_timestamp.as_ref();
+    volume.was_made() && made.is_some_and(|made| made.0 + seen.grace <= seen.now)
 }
 
 /// What is to be remembered of a volume whose objects are all there.

@@ -169,6 +169,7 @@ impl World {
         if self.volume.is_none() {
             object.metadata.uid = Some(format!("lv-{}", self.next()));
             object.metadata.generation = Some(1);
+            object.metadata.creation_timestamp = Some(Time(self.now));
             self.store(object);
         }
     }
@@ -742,12 +743,11 @@ fn somebody_who_deletes_the_persistent_volume_has_three_days_to_think_again() {
 }
 
 #[test]
-fn a_volume_that_was_never_bound_or_is_to_be_retained_waits_for_ever() {
-    for retained in [false, true] {
+fn a_volume_that_is_to_be_retained_waits_for_ever_bound_or_not() {
+    for bound in [true, false] {
         let mut world = World::new();
-        if retained {
-            world.annotate(crate::logic_volume::RECLAIM_POLICY, Some("Retain".to_owned()));
-        } else {
+        world.annotate(crate::logic_volume::RECLAIM_POLICY, Some("Retain".to_owned()));
+        if !bound {
             world.annotate(crate::logic_volume::BOUND, None);
         }
         world.persistent = None;
@@ -755,6 +755,52 @@ fn a_volume_that_was_never_bound_or_is_to_be_retained_waits_for_ever() {
         assert_eq!(world.copies(), ["n1"]);
         assert!(world.volume.is_some());
     }
+}
+
+/// One whose claim was deleted while it was made, and whose provisioner didn't live to hear of it.
+fn never_bound() -> World {
+    let mut world = World::new();
+    for key in [crate::logic_volume::BOUND, crate::logic_volume::RECLAIM_POLICY] {
+        world.annotate(key, None);
+    }
+    world.persistent = None;
+    world
+}
+
+#[test]
+fn a_volume_that_nobody_ever_bound_goes_after_two_times_of_grace() {
+    let mut world = never_bound();
+    world.now += GRACE - SignedDuration::from_mins(1);
+    assert_eq!(world.leader(true, true), Step::Rest, "its PersistentVolume may be about to be made");
+    world.now += SignedDuration::from_mins(1);
+    assert_eq!(world.leader(false, true), Step::Rest);
+    assert_eq!(world.leader(true, true), Step::Quarantine);
+    world.now += GRACE - SignedDuration::from_mins(1);
+    assert_eq!(world.leader(true, true), Step::Rest);
+    world.now += SignedDuration::from_mins(1);
+    assert_eq!(world.leader(true, true), Step::Expire);
+    world.settle();
+    assert!(world.volume.is_none() && world.copies().is_empty());
+}
+
+#[test]
+fn a_persistent_volume_that_comes_late_releases_what_nobody_ever_bound() {
+    let mut world = never_bound();
+    world.now += GRACE;
+    assert_eq!(world.leader(true, true), Step::Quarantine);
+    world.persistent = Some(world.stored_pv(persistent("n1")));
+    assert_eq!(world.leader(false, true), Step::Release);
+    world.settle();
+    assert_eq!((world.nodes["n1"].copy, world.removed.len()), (Some(world.data), 0));
+    assert!(world.volume.unwrap().annotation(crate::logic_volume::BOUND).is_some());
+}
+
+#[test]
+fn what_was_never_made_is_no_orphan() {
+    let mut world = never_bound();
+    world.volume.as_mut().unwrap().status = None;
+    world.now += GRACE * 3;
+    assert_eq!(world.leader(true, true), Step::Rest);
 }
 
 #[test]
