@@ -1,11 +1,11 @@
 //! The cluster as the scheduler's extender knows it: its objects, and who holds which space.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carina_core::{Error, GroupName, Strategy, VolumeName};
-use carina_sched::{Claim, Offer, Offers, PodId, PodRequest, Reasons, Reservation, Score, Warning};
+use carina_sched::{Claim, DOUBTED_FOR, Offer, Offers, PodId, PodRequest, Reasons, Reservation, Score, Warning};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Patch, PatchParams};
@@ -56,8 +56,22 @@ struct Desk {
     asked: HashMap<PodId, u64>,
     /// The pods that fit nowhere when they last asked, with their keys.
     waiting: HashMap<PodId, String>,
+    /// When what nodes were found to have less of is believed again, the next first.
+    doubts: VecDeque<Duration>,
     /// Whether another replica answers.
     closed: bool,
+}
+
+impl Desk {
+    /// Changes who holds what for one holder; whether space was given up by it that nobody but them held, on any
+    /// node. Cheap, for it is asked at every change of a pod and of a claim.
+    fn gives_up(&mut self, holder: &PodId, change: impl FnOnce(&mut Offers)) -> bool {
+        let before = self.offers.ledger().reservation(holder).map(|held| held.places.len());
+        let undecided = self.offers.ledger().unconfirmed();
+        change(&mut self.offers);
+        let after = self.offers.ledger().reservation(holder).map(|held| held.places.len());
+        after < before || self.offers.ledger().unconfirmed() < undecided
+    }
 }
 
 /// What a pod is answered.
@@ -89,6 +103,7 @@ impl Cluster {
                 offers: Offers::new(strategy, patience),
                 asked: HashMap::new(),
                 waiting: HashMap::new(),
+                doubts: VecDeque::new(),
                 closed: false,
             }),
             room: Notify::new(),
@@ -210,7 +225,9 @@ impl Cluster {
         let now = self.began.elapsed();
         let desk = &mut *self.desk();
         let ended = desk.offers.expire(now);
-        if !ended.is_empty() {
+        let lapsed = desk.doubts.partition_point(|until| *until <= now);
+        desk.doubts.drain(..lapsed);
+        if !ended.is_empty() || lapsed > 0 {
             self.look_for_room(desk);
         }
         for pod in ended {
@@ -224,7 +241,7 @@ impl Cluster {
         let request = match self.asks(pod) {
             Asks::Nothing => return Answer::Any,
             Asks::Refused(trouble) => {
-                self.desk().offers.void(&pod.id());
+                self.void(&pod.id());
                 return Answer::Refused(trouble);
             }
             Asks::Room(request) => request,
@@ -349,7 +366,9 @@ impl Cluster {
             && let Some(Error::NoCapacity(no)) = recorded(object, READY)
         {
             let now = self.began.elapsed();
-            self.desk().offers.found_less(&object.spec.node_name, &group, no.available, now);
+            let mut desk = self.desk();
+            desk.offers.found_less(&object.spec.node_name, &group, no.available, now);
+            desk.doubts.push_back(now.saturating_add(DOUBTED_FOR));
         }
         self.settle(&volume, &format!("{}/{}", object.spec.name_space, object.spec.pvc));
     }
@@ -373,11 +392,22 @@ impl Cluster {
             None => self.selected(volume, claim).map(|(asked, node)| (asked, node, None)),
         };
         let desk = &mut *self.desk();
-        match place {
+        let gives_up = desk.gives_up(&PodId::of_volume(volume), |offers| match place {
             Some((asked, node, group)) => {
-                warn(&node, &desk.offers.assign(&asked, &node, group.as_ref() as Option<&GroupName>));
+                warn(&node, &offers.assign(&asked, &node, group.as_ref() as Option<&GroupName>));
             }
-            None => desk.offers.unassign(volume),
+            None => offers.unassign(volume),
+        });
+        if gives_up {
+            self.look_for_room(desk);
+        }
+    }
+
+    /// The scheduler gave a pod up for now.
+    fn void(&self, pod: &PodId) {
+        let desk = &mut *self.desk();
+        if desk.gives_up(pod, |offers| offers.void(pod)) {
+            self.look_for_room(desk);
         }
     }
 
@@ -399,9 +429,12 @@ impl Cluster {
             Change::Is(pod) if !pod.is_over() => pod,
             Change::Is(pod) | Change::Gone(pod) => {
                 let desk = &mut *self.desk();
-                desk.offers.end(&pod.id());
-                desk.asked.remove(&pod.id());
-                desk.waiting.remove(&pod.id());
+                let id = pod.id();
+                desk.asked.remove(&id);
+                desk.waiting.remove(&id);
+                if desk.gives_up(&id, |offers| offers.end(&id)) {
+                    self.look_for_room(desk);
+                }
                 return;
             }
         };
@@ -412,10 +445,13 @@ impl Cluster {
         let sign = pod.spec.node_name.as_deref().or(nominated);
         match (sign, self.asks(pod)) {
             (Some(node), Asks::Room(request)) => {
-                let warnings = self.desk().offers.decide(&request, node);
-                warn(node, &warnings);
+                let desk = &mut *self.desk();
+                // What it held on other nodes is free.
+                if desk.gives_up(&id, |offers| warn(node, &offers.decide(&request, node))) {
+                    self.look_for_room(desk);
+                }
             }
-            (None, _) if news && pod.is_unschedulable() => self.desk().offers.void(&id),
+            (None, _) if news && pod.is_unschedulable() => self.void(&id),
             _ => {}
         }
     }

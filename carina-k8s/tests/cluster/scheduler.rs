@@ -544,6 +544,42 @@ async fn a_pod_that_fit_nowhere_is_tried_again_when_there_is_room() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_fit_nowhere_is_tried_again_when_another_gives_up_what_it_held() {
+    for sign in ["deleted", "unschedulable", "selected", "bound"] {
+        let server = ApiServer::new();
+        let user = User { client: server.client() };
+        user.class("local", "WaitForFirstConsumer", json!({"carina.storage.io/disk-type": "ssd"})).await;
+        let nodes = [Node::started(&server, "n1").await, Node::started(&server, "n2").await];
+        published(&server, &nodes.iter().collect::<Vec<_>>()).await;
+        let extender = Extender::start(&server.client()).await;
+        user.claim("small", "local", 30).await;
+        user.claim("large", "local", 150).await;
+        let (holder, waiting) = (user.pod("holder", &["small"]).await, user.pod("waiting", &["large"]).await);
+        let all = &["n1", "n2"];
+        until("it is offered both", async || (extender.filter(&holder, all).await.0.len() == 2).then_some(())).await;
+        let start = tokio::time::Instant::now();
+        assert!(extender.filter(&waiting, all).await.0.is_empty());
+        match sign {
+            "deleted" => drop(user.pods().delete("holder", &Default::default()).await.unwrap()),
+            "selected" => select(&user.claims(), "small", Some("n1")).await,
+            sign => {
+                let mut stored = server.object("pods", "db/holder").unwrap();
+                if sign == "bound" {
+                    stored["spec"]["nodeName"] = json!("n1");
+                } else {
+                    let refused = json!([{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]);
+                    stored["status"] = json!({"conditions": refused});
+                }
+                server.put("pods", "db/holder", stored);
+            }
+        }
+        let seen = async || user.claims().get("large").await.unwrap().annotations().get(ROOM_SEEN).cloned();
+        until("its claim says that there is room", async || seen().await).await;
+        assert!(start.elapsed() < PATIENCE / 2, "{sign}: {:?}", start.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_sign_of_a_choice_counts_and_a_restart_forgets_none() {
     let server = ApiServer::new();
     let nodes = [Node::started(&server, "n1").await, Node::started(&server, "n2").await];
