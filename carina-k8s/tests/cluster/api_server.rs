@@ -1,8 +1,8 @@
 //! A small Kubernetes API server in the test process: enough of one that real clients, watches and
 //! reconcilers run against it, and faults can be put in their way.
 //!
-//! What it has: create (dry runs too), get, list, watch (with replay, bookmarks and expiry), update, merge and
-//! apply patch, the status subresource, generations, finalizers, preconditions, field selectors. What it
+//! What it has: create and delete (dry runs too), get, list, watch (with replay, bookmarks and expiry), update,
+//! merge and apply patch, the status subresource, generations, finalizers, preconditions, field selectors. What it
 //! hasn't: schemas, admission, paging, label selectors, garbage collection.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -32,6 +32,8 @@ pub enum Fault {
     DisconnectAfter,
     /// It is answered with this status, and nothing is done.
     Status(u16),
+    /// The same with this message, and dry runs are let pass.
+    Refuse(u16, &'static str),
 }
 
 /// A request that was made.
@@ -231,6 +233,9 @@ impl ApiServer {
         let path = parts.uri.path().to_owned();
         let query: BTreeMap<String, String> = parse_query(parts.uri.query().unwrap_or_default());
         tokio::time::sleep(self.latency).await;
+        let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        let dry_run = query.get("dryRun").is_some_and(|dry| dry == "All")
+            || parts.method == Method::DELETE && is_dry(&serde_json::from_slice(&body).unwrap_or_default());
         let fault = {
             let mut state = self.lock();
             if state.down {
@@ -238,14 +243,14 @@ impl ApiServer {
             }
             let shown = if query.contains_key("watch") { format!("{path}?watch") } else { path.clone() };
             state.requests.push(Asked { user: self.user, method: parts.method.clone(), path: shown });
-            state.take_fault(&parts.method, &path)
+            state.take_fault(&parts.method, &path, dry_run)
         };
         match fault {
             Some(Fault::Disconnect) => return Err(broken()),
             Some(Fault::Status(code)) => return Ok(failure(code, "Injected", "an injected failure")),
+            Some(Fault::Refuse(code, message)) => return Ok(failure(code, "Injected", message)),
             Some(Fault::DisconnectAfter) | None => {}
         }
-        let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
         let Some(target) = Target::parse(&path) else {
             return Ok(failure(404, "NotFound", &format!("there is no {path}")));
         };
@@ -433,8 +438,10 @@ impl Asked {
 type Refusal = (u16, &'static str, String);
 
 impl State {
-    fn take_fault(&mut self, method: &Method, path: &str) -> Option<Fault> {
-        let at = self.rules.iter().position(|rule| rule.method == *method && path.contains(&rule.path))?;
+    fn take_fault(&mut self, method: &Method, path: &str, dry_run: bool) -> Option<Fault> {
+        let passes = |rule: &Rule| dry_run && matches!(rule.fault, Fault::Refuse(..));
+        let meant = |rule: &Rule| rule.method == *method && path.contains(&rule.path) && !passes(rule);
+        let at = self.rules.iter().position(meant)?;
         let rule = &mut self.rules[at];
         rule.times -= 1;
         let fault = rule.fault;
@@ -581,8 +588,12 @@ impl State {
                 return Err((409, "Conflict", format!("the {field} in the precondition is another one")));
             }
         }
+        let dry_run = is_dry(options);
         let key = target.key(name);
         if no_finalizers(&there) {
+            if dry_run {
+                return Ok(reply(200, &there));
+            }
             self.remove(&target.resource, &key, there.clone());
             return Ok(reply(200, &there));
         }
@@ -590,7 +601,9 @@ impl State {
         if object["metadata"]["deletionTimestamp"].is_null() {
             object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
             object["metadata"]["generation"] = json!(object["metadata"]["generation"].as_i64().unwrap_or_default() + 1);
-            object = self.store(&target.resource, &key, Some(there), object);
+            if !dry_run {
+                object = self.store(&target.resource, &key, Some(there), object);
+            }
         }
         Ok(reply(200, &object))
     }
@@ -616,6 +629,11 @@ impl State {
             after: None,
         });
     }
+}
+
+/// Whether a deletion is only tried, by its options.
+fn is_dry(options: &Value) -> bool {
+    options["dryRun"].as_array().is_some_and(|stages| stages.iter().any(|stage| stage == "All"))
 }
 
 fn check_preconditions(there: &Value, sent: &Value) -> Result<(), Refusal> {

@@ -452,20 +452,30 @@ async fn a_claim_whose_persistent_volume_is_refused_is_made_anew_once_no_pod_use
 
 #[tokio::test(start_paused = true)]
 async fn a_claim_stays_where_the_persistent_volume_is_only_forbidden_or_the_claim_would_be_refused_too() {
-    for (pv_refused, claim_refused) in [(403, None), (429, None), (500, None), (422, Some(422)), (422, Some(403))] {
+    let (made, deleted) = (Method::POST, Method::DELETE);
+    for (pv_refused, claim_refused) in [
+        (403, None),
+        (429, None),
+        (500, None),
+        (422, Some((made.clone(), 422))),
+        (422, Some((made, 403))),
+        (422, Some((deleted.clone(), 403))),
+        (422, Some((deleted, 422))),
+    ] {
         let server = ApiServer::new();
         let [mut lost, _other] = two_nodes(&server).await;
         let _leader = Leader::start(&server).await;
         renewable(&server, "pvc-1").await;
         server.inject(Method::POST, "/persistentvolumes", usize::MAX, Fault::Status(pv_refused));
-        if let Some(code) = claim_refused {
-            server.inject(Method::POST, "/persistentvolumeclaims", usize::MAX, Fault::Status(code));
+        if let Some((method, code)) = claim_refused {
+            server.inject(method, "/persistentvolumeclaims", usize::MAX, Fault::Status(code));
         }
         lose(&server, &mut lost).await;
         tokio::time::sleep(Duration::from_secs(1800)).await;
         let claim = server.object(CLAIMS, "db/claim-pvc-1").unwrap();
         assert_eq!((&claim["metadata"]["uid"], pv(&server, "pvc-1")), (&json!("claim-pvc-1"), None), "{pv_refused}");
         assert!(reasons(&server).contains("VolumeRebuildWaits"));
+        assert!(get(&server, "pvc-1").unwrap().annotation(NEW_CLAIM).is_none(), "nothing is recorded");
         server.clear_faults();
         until("it is on n2", async || is_on(&server, "pvc-1", "n2")).await;
         assert_eq!(server.object(CLAIMS, "db/claim-pvc-1").unwrap(), claim, "the same claim");
@@ -510,6 +520,155 @@ async fn a_claim_is_made_anew_after_faults_and_changes_of_the_leader() {
         assert_eq!(other.volumes().await, [], "{method} {path}: {fault:?}");
         assert_eq!(server.objects(CLAIMS).len(), 1);
     }
+}
+
+/// The events of this reason whose note says this.
+fn told(server: &ApiServer, reason: &str, says: &str) -> Vec<Value> {
+    let all = server.objects("events.k8s.io/events").into_iter();
+    all.filter(|e| e["reason"] == reason && e["note"].as_str().is_some_and(|note| note.contains(says))).collect()
+}
+
+/// A claim whose node is lost and whose PersistentVolume is refused.
+async fn refused(server: &ApiServer, lost: &mut Node) {
+    renewable(server, "pvc-1").await;
+    server.inject(Method::POST, "/persistentvolumes", usize::MAX, Fault::Status(422));
+    lose(server, lost).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_is_refused_after_all_is_told_and_tried_on_without_haste() {
+    let server = ApiServer::new();
+    let [mut lost, _other] = two_nodes(&server).await;
+    let _leader = Leader::start(&server).await;
+    server.inject(Method::DELETE, "/persistentvolumeclaims", usize::MAX, Fault::Refuse(403, "not you"));
+    refused(&server, &mut lost).await;
+    let says = until_long("it is told", async || {
+        told(&server, "VolumeRebuildWaits", "its deletion is refused").into_iter().next()
+    })
+    .await;
+    let note = says["note"].as_str().unwrap();
+    assert!(note.contains("db/claim-pvc-1") && note.contains("controller.yaml") && note.contains("not you"), "{note}");
+    server.take_requests();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let tries = server
+        .take_requests()
+        .iter()
+        .filter(|asked| asked.starts_with("DELETE") && asked.contains("claim-pvc"))
+        .count();
+    assert!((20..=31).contains(&tries), "{tries} tries in five minutes");
+    let claim = server.object(CLAIMS, "db/claim-pvc-1").unwrap();
+    assert_eq!(claim["metadata"]["deletionTimestamp"], json!(null));
+    server.clear_faults();
+    server.inject(Method::POST, "/persistentvolumes", usize::MAX, Fault::Status(422));
+    until("the claim is made anew", async || is_renewed(&server, "pvc-1")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_quota_is_told_from_one_that_is_yet_to_be_counted() {
+    for (times, is_told) in [(1, false), (100, true)] {
+        let server = ApiServer::new();
+        let [mut lost, _other] = two_nodes(&server).await;
+        let _leader = Leader::start(&server).await;
+        let full = Fault::Refuse(403, "claims is forbidden: exceeded quota: q");
+        server.inject(Method::POST, "/persistentvolumeclaims", times, full);
+        refused(&server, &mut lost).await;
+        until_long("the old one is gone", async || {
+            let there = server.object(CLAIMS, "db/claim-pvc-1");
+            there.is_none_or(|claim| claim["metadata"]["uid"] != "claim-pvc-1").then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(!told(&server, "VolumeRebuildWaits", "raise the quota").is_empty(), is_told, "{times}");
+        if is_told {
+            let object = get(&server, "pvc-1").unwrap();
+            assert!(object.annotation(NEW_CLAIM).is_some_and(|text| text.contains("claim-pvc-1")), "it is kept");
+        }
+        until_long("the claim is made anew", async || is_renewed(&server, "pvc-1")).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_somebody_else_made_first_stays_and_what_it_lacks_is_told() {
+    for template in [true, false] {
+        let server = ApiServer::new();
+        let [mut lost, _other] = two_nodes(&server).await;
+        let _leader = Leader::start(&server).await;
+        // It is deleted and gone at once, and the new one is not made in time.
+        server.inject(Method::POST, "/persistentvolumeclaims", usize::MAX, Fault::Refuse(500, "no"));
+        refused(&server, &mut lost).await;
+        let key = "db/claim-pvc-1";
+        let old = until("the old one is there", async || server.object(CLAIMS, key)).await;
+        until_long("the old one is gone", async || server.object(CLAIMS, key).is_none().then_some(())).await;
+        let mut other = old.clone();
+        other["metadata"]["uid"] = json!("other");
+        if template {
+            other["metadata"]["labels"] = json!({"app": "db", "more": "x"});
+            other["metadata"]["annotations"] = json!({});
+            other["spec"]["resources"]["requests"]["storage"] = json!("5Gi");
+        }
+        server.put(CLAIMS, key, other.clone());
+        until_long("nothing is left of it", async || is_renewed(&server, "pvc-1")).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(server.object(CLAIMS, key).unwrap()["metadata"]["uid"], "other");
+        let notes = told(&server, "ClaimRenewed", "somebody else made claim db/claim-pvc-1");
+        assert_eq!(!notes.is_empty(), template);
+        for note in notes {
+            let note = note["note"].as_str().unwrap();
+            assert!(note.contains("annotation note") && note.contains("\"5Gi\"") && !note.contains("label"), "{note}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_is_obeyed_only_on_an_unused_volume_for_its_own_lost_claim() {
+    let server = ApiServer::new();
+    let [_n1, _n2] = two_nodes(&server).await;
+    let _leader = Leader::start(&server).await;
+    let claim = |name: &str, pv: &str| {
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+               "metadata": {"namespace": "db", "name": name, "uid": format!("uid-of-{name}")},
+               "spec": {"volumeName": pv}})
+    };
+    let record = |name: &str| json!({"uid": format!("uid-of-{name}"), "claim": claim(name, "")}).to_string();
+    for name in ["used", "plain", "victim", "static", "unbound"] {
+        let pv = if name == "unbound" { String::new() } else { format!("pv-of-{name}") };
+        server.put(CLAIMS, &format!("db/{name}"), claim(name, &pv));
+    }
+    // Bound by another driver's PersistentVolume.
+    let mut theirs = persistent("pv-of-static", "n1", 10);
+    theirs["spec"]["csi"]["driver"] = json!("somebody/else");
+    server.put(PVS, "pv-of-static", theirs);
+    let again = (REBUILT_FROM, "n9/u");
+    for (volume, own, annotations, recorded, is_told) in [
+        ("pvc-used", "used", vec![again, (BOUND, "pv-of-used")], record("used"), true),
+        ("pvc-plain", "plain", vec![], record("plain"), true),
+        ("pvc-other", "own", vec![again], record("victim"), true),
+        ("pvc-create", "own", vec![again], record("never-was"), true),
+        ("pvc-nobody", "", vec![again], record("victim"), true),
+        ("pvc-nonsense", "own", vec![again], "{\"uid\": 1".to_owned(), true),
+        ("pvc-unbound", "unbound", vec![again], record("unbound"), true),
+        ("pvc-static", "static", vec![again], record("static"), false),
+    ] {
+        let mut object = object(volume, "n1", 1);
+        (object.spec.name_space, object.spec.pvc) = ("db".to_owned(), own.to_owned());
+        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        object.annotations_mut().extend(annotations);
+        object.annotations_mut().insert(NEW_CLAIM.to_owned(), recorded);
+        lvs(&server).create(&PostParams::default(), &object).await.unwrap();
+        until(&format!("the record of {volume} is dropped"), async || {
+            get(&server, volume)?.annotation(NEW_CLAIM).is_none().then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let of_it = |e: &Value| e["regarding"]["name"] == volume;
+        let notes: Vec<Value> =
+            told(&server, "VolumeRebuildRefused", "is not obeyed").into_iter().filter(of_it).collect();
+        assert_eq!(notes.len(), usize::from(is_told), "{volume}");
+        assert!(get(&server, volume).is_some_and(|v| v.metadata.deletion_timestamp.is_none()), "{volume} stays");
+    }
+    let left = server.objects(CLAIMS);
+    assert_eq!(left.len(), 5, "{left:?}");
+    assert!(left.iter().all(|claim| claim["metadata"]["deletionTimestamp"].is_null()), "{left:?}");
 }
 
 /// A real control plane with two nodes, and a claim on the first.

@@ -404,7 +404,7 @@ impl Acting {
             self.events.warning(Regarding::volume_and_claim(volume), REBUILD_REFUSED, message);
             return Ok(());
         }
-        let Some(request) = asked_for(volume) else {
+        let Some(request) = asked_for(volume, pv) else {
             tracing::warn!(volume = %volume.name_any(), "its spec makes no sense, so it is not made again");
             return Ok(());
         };
@@ -727,13 +727,15 @@ impl Acting {
     }
 }
 
-/// What a volume was asked to be, for one that takes its place.
-fn asked_for(volume: &LogicVolume) -> Option<VolumeRequest> {
+/// What a volume was asked to be, for one that takes its place. Its claim is the one that it is bound to by now.
+fn asked_for(volume: &LogicVolume, pv: Ours<'_>) -> Option<VolumeRequest> {
     let mut request = volume.request().ok()?;
     let has = volume.status.as_ref().and_then(|s| s.current_size.as_ref()?.bytes().ok()).unwrap_or_default();
     let required = request.size.required().max(has);
     request.size = SizeRange::at_least(required).ok()?;
-    request.claim = Some(ClaimName { namespace: volume.spec.name_space.clone(), name: volume.spec.pvc.clone() });
+    let claim = pv.claim().and_then(|claim| Some((claim.namespace.clone()?, claim.name.clone()?)));
+    let (namespace, name) = claim.unwrap_or_else(|| (volume.spec.name_space.clone(), volume.spec.pvc.clone()));
+    request.claim = Some(ClaimName { namespace, name });
     Some(request)
 }
 
@@ -834,10 +836,14 @@ pub(super) async fn delete<K>(api: &Api<K>, object: &K) -> Result<(), kube::Erro
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
+    unless_changed(api.delete(&object.name_any(), &as_decided_on(object)).await).map(drop)
+}
+
+/// How to delete an object only if it is still as it was decided on.
+pub(super) fn as_decided_on<K: Resource>(object: &K) -> DeleteParams {
     let preconditions =
         Preconditions { uid: object.meta().uid.clone(), resource_version: object.meta().resource_version.clone() };
-    unless_changed(api.delete(&object.name_any(), &DeleteParams::default().preconditions(preconditions)).await)
-        .map(drop)
+    DeleteParams::default().preconditions(preconditions)
 }
 
 /// What was written; `None` if the object is gone or another by now, which the watch tells.

@@ -5,11 +5,17 @@
 //! that nobody was deleting is recorded. So from then on one that is gone was deleted for this, and is made;
 //! one of its name with another uid is there already, whoever made it. The record goes in the same write
 //! that marks the LogicVolume for deletion: while it is there, something is left to do.
+//!
+//! Whoever may write a LogicVolume must not have any claim deleted or made by it. So a record is obeyed only
+//! on a LogicVolume that was made again and is of no use to anybody, for the claim that its spec names, and
+//! that claim is deleted only while its PersistentVolume is not there.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use carina_core::Bytes;
 use carina_csi::DRIVER_NAME;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 use kube::api::{Api, ObjectMeta, PostParams};
@@ -17,10 +23,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::AFTER_ERROR;
-use super::act::{Acting, conflicts, delete, patch};
+use super::act::{Acting, as_decided_on, conflicts, delete, patch};
 use crate::asked;
-use crate::event::{CLAIM_RENEWED, REBUILD_WAITS, REBUILT, Regarding};
-use crate::logic_volume::{DELETE_STORAGE, LogicVolume, NEW_CLAIM, REPLACEMENT};
+use crate::event::{CLAIM_RENEWED, REBUILD_REFUSED, REBUILD_WAITS, REBUILT, Regarding};
+use crate::logic_volume::{BOUND, DELETE_STORAGE, LogicVolume, NEW_CLAIM, REBUILT_FROM, REPLACEMENT};
 use crate::persistent_volume::Ours;
 
 /// What binds a claim to its PersistentVolume and its node, and what kube-controller-manager sets again.
@@ -38,6 +44,14 @@ const PVC_PROTECTION: &str = "kubernetes.io/pvc-protection";
 /// How long all annotations of an object may be together, keys and values: the API server's limit, less some
 /// for the mark and for what others write.
 const ANNOTATIONS: usize = 252 << 10;
+/// What was told of a claim, where one reason of an event is not enough to tell it by: that its deletion was
+/// refused, that a quota has refused it once, that somebody else's is in its place.
+const DELETION_REFUSED: &str = "deletion refused";
+const OVER_QUOTA: &str = "over quota";
+const NOT_AS_RECORDED: &str = "not as recorded";
+/// What to do about a request of this kind that is refused.
+const REMEDY: &str =
+    "allow it: the roles in deploy/kubernetes/controller.yaml, or the policy or webhook of the cluster";
 
 /// The claim that is to be in the place of another of its name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -132,9 +146,58 @@ impl NewClaim {
         !owners.is_empty() && owners.iter().all(|owner| owner.kind == "Pod" && !there.contains(&owner.uid.as_str()))
     }
 
+    /// What of it a claim of its name lacks or has otherwise: labels, annotations, the size asked for.
+    fn differs_from(&self, there: &PersistentVolumeClaim) -> Vec<String> {
+        let missing = |what: &str, wanted: &BTreeMap<String, String>, has: &BTreeMap<String, String>| {
+            let others = wanted.iter().filter(|(key, value)| has.get(*key) != Some(*value));
+            // It says what the rest is compared with, and nothing of its own.
+            let others = others.filter(|(key, _)| key.as_str() != LAST_APPLIED);
+            others.map(|(key, _)| format!("{what} {key}")).collect::<Vec<_>>()
+        };
+        let mut differs = missing("label", self.claim.labels(), there.labels());
+        differs.extend(missing("annotation", self.claim.annotations(), there.annotations()));
+        let (wanted, has) = (asked_size(&self.claim), asked_size(there));
+        if wanted.is_some_and(|wanted| has.is_none_or(|has| !is_same_size(wanted, has))) {
+            let [wanted, has] = [wanted, has].map(Option::unwrap_or_default);
+            differs.push(format!("size \"{has}\" in place of \"{wanted}\""));
+        }
+        differs
+    }
+
     fn shown(&self) -> String {
         format!("{}/{}", self.claim.namespace().unwrap_or_default(), self.claim.name_any())
     }
+}
+
+/// The size that a claim asks for.
+fn asked_size(claim: &PersistentVolumeClaim) -> Option<&str> {
+    let resources = claim.spec.as_ref()?.resources.as_ref()?;
+    resources.requests.as_ref()?.get("storage").map(|size| size.0.as_str())
+}
+
+/// Whether two quantities are one size, however they are written.
+fn is_same_size(a: &str, b: &str) -> bool {
+    a == b || matches!((a.parse::<Bytes>(), b.parse::<Bytes>()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Why a claim is not to be made anew for a LogicVolume, if it isn't: the volume may be in use, or the claim
+/// is another volume's.
+pub(super) fn is_not_for(volume: &LogicVolume, claim: &PersistentVolumeClaim) -> Option<String> {
+    if volume.annotation(REBUILT_FROM).is_none() {
+        return Some("the volume was not made again".to_owned());
+    }
+    if volume.annotation(BOUND).is_some() {
+        return Some("the volume was bound since it was made again".to_owned());
+    }
+    let (namespace, name) = (claim.namespace().unwrap_or_default(), claim.name_any());
+    let spec = &volume.spec;
+    let own = !name.is_empty() && (namespace.as_str(), name.as_str()) == (spec.name_space.as_str(), spec.pvc.as_str());
+    (!own).then(|| format!("claim {namespace}/{name} is not the volume's, {}/{}", spec.name_space, spec.pvc))
+}
+
+/// The PersistentVolume that a claim is bound to.
+fn volume_name(claim: &PersistentVolumeClaim) -> Option<&str> {
+    claim.spec.as_ref()?.volume_name.as_deref().filter(|name| !name.is_empty())
 }
 
 /// Whether the API server refused an object for what the object says, so that it would refuse it ever again.
@@ -149,7 +212,8 @@ const fn is_refusal(error: &kube::Error) -> bool {
 }
 
 /// Whether a new claim has no place beside the old one. The check of quotas is the API server's last one, and
-/// the old one's deletion makes place.
+/// the old one's deletion makes place. A quota that is full even without the old one keeps the new one out until
+/// it is raised: nothing tells that beforehand, and the claim is kept in the annotation meanwhile.
 fn exceeds_a_quota(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(refused) if refused.code == 403 && refused.message.contains("exceeded quota"))
 }
@@ -157,6 +221,11 @@ fn exceeds_a_quota(error: &kube::Error) -> bool {
 /// Whether there is an object of a name that was asked for.
 fn is_taken(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(refused) if refused.code == 409 && refused.reason == "AlreadyExists")
+}
+
+/// Whether what was to be deleted is not there.
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(refused) if refused.code == 404)
 }
 
 /// Whether a namespace that is written to is gone.
@@ -188,6 +257,13 @@ impl Acting {
         old: &PersistentVolumeClaim,
         error: &kube::Error,
     ) -> Result<Result<(), String>, kube::Error> {
+        // A record that would not be obeyed is not made.
+        if let Some(why) = is_not_for(volume, old) {
+            return Ok(Err(why));
+        }
+        if volume_name(old) != Some(refused.object.name_any().as_str()) {
+            return Ok(Err("it is bound to another PersistentVolume, or to none".to_owned()));
+        }
         if let Some(why) = none_would_be_made(old, self.class(refused).await?.as_ref()) {
             return Ok(Err(why));
         }
@@ -207,6 +283,17 @@ impl Acting {
             }
             Err(error) if is_refusal(&error) && !conflicts(&error) => {
                 return Ok(Err(format!("it would be refused too: {error}")));
+            }
+            Err(error) => return Err(error),
+        }
+        match claims.delete(&old.name_any(), &as_decided_on(old).dry_run()).await {
+            Ok(_) => {}
+            Err(error) if is_gone(&error) => {
+                self.look_again_after(Duration::ZERO);
+                return Ok(Ok(()));
+            }
+            Err(error) if is_refusal(&error) && !conflicts(&error) => {
+                return Ok(Err(format!("the deletion of the old one would be refused ({REMEDY}): {error}")));
             }
             Err(error) => return Err(error),
         }
@@ -233,26 +320,100 @@ impl Acting {
             there.metadata.uid == volume.metadata.uid && there.annotation(NEW_CLAIM) == volume.annotation(NEW_CLAIM)
         };
         let Some(volume) = there.filter(same) else { return Ok(()) };
-        let Some(new) = NewClaim::of(&volume).map_err(kube::Error::SerdeError)? else { return Ok(()) };
+        let new = match NewClaim::of(&volume) {
+            Ok(Some(new)) => new,
+            Ok(None) => return Ok(()),
+            Err(error) => return self.drop_record(&volume, &format!("it makes no sense: {error}")).await,
+        };
+        if let Some(why) = is_not_for(&volume, &new.claim) {
+            return self.drop_record(&volume, &why).await;
+        }
         let namespace = new.claim.namespace().unwrap_or_default();
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &namespace);
         let there = asked::one(&claims, &new.claim.name_any()).await?;
         match (new.next(there.as_ref()), there) {
             (Next::Delete, Some(there)) => {
-                if self.is_spoken_for(&volume).await? {
-                    // Somebody made it after all, and the claim is bound to it again.
+                let Some(bound_to) = volume_name(&there) else {
+                    return self.drop_record(&volume, "the claim was never bound").await;
+                };
+                // Of whatever driver: a claim whose PersistentVolume is there is bound, or can be.
+                let persistent: Api<PersistentVolume> = Api::all(self.client.clone());
+                if asked::one(&persistent, bound_to).await?.is_some() || self.is_spoken_for(&volume).await? {
                     return self.annotate(&volume, json!({ NEW_CLAIM: null })).await;
                 }
-                self.look_again_after(Duration::ZERO);
-                delete(&claims, &there).await
+                self.delete_claim(&volume, &new, &claims, &there).await
             }
             (Next::Wait, Some(there)) => {
                 self.look_again_after(AFTER_ERROR);
                 self.tell_what_holds(&volume, &new, &there).await
             }
             (Next::Create, _) => self.create_claim(&volume, &new, &claims).await,
-            _ => self.let_unused_go(&volume).await,
+            (_, there) => {
+                if let Some(there) = there {
+                    self.tell_what_differs(&volume, &new, &there);
+                }
+                self.let_unused_go(&volume).await
+            }
         }
+    }
+
+    /// A record that is not to be obeyed goes; what it said is in the log.
+    async fn drop_record(&self, volume: &LogicVolume, why: &str) -> Result<(), kube::Error> {
+        let text = volume.annotation(NEW_CLAIM).unwrap_or_default();
+        let change = json!({ "metadata": { "annotations": { NEW_CLAIM: null } } });
+        let Some(written) = patch(&self.volumes, volume, change).await? else { return Ok(()) };
+        self.seen.put(written);
+        tracing::warn!(volume = %volume.name_any(), "annotation {NEW_CLAIM} is not obeyed, since {why}: {text}");
+        let note = format!("annotation {NEW_CLAIM} is not obeyed and was taken off, since {why}");
+        self.events.warning([Regarding::object(volume)], REBUILD_REFUSED, note);
+        Ok(())
+    }
+
+    async fn delete_claim(
+        &mut self,
+        volume: &LogicVolume,
+        new: &NewClaim,
+        claims: &Api<PersistentVolumeClaim>,
+        there: &PersistentVolumeClaim,
+    ) -> Result<(), kube::Error> {
+        match claims.delete(&there.name_any(), &as_decided_on(there)).await {
+            Ok(_) => self.look_again_after(Duration::ZERO),
+            Err(error) if is_gone(&error) => self.look_again_after(Duration::ZERO),
+            // It has changed since; a webhook may answer so for ever.
+            Err(error) if conflicts(&error) => self.look_again_after(AFTER_ERROR),
+            Err(error) if is_refusal(&error) => {
+                self.look_again_after(AFTER_ERROR);
+                if self.told.insert((new.uid.clone(), DELETION_REFUSED)) {
+                    let note = format!(
+                        "claim {} is to be made anew, and its deletion is refused, so it is tried again ({REMEDY}): \
+                         {error}",
+                        new.shown()
+                    );
+                    tracing::warn!(volume = %volume.name_any(), "{note}");
+                    self.events.warning([Regarding::object(volume), Regarding::object(there)], REBUILD_WAITS, note);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Says so where the claim that is there is not as it was recorded: a StatefulSet, say, made it from its
+    /// template first. The record goes with the LogicVolume, so the log has it.
+    fn tell_what_differs(&mut self, volume: &LogicVolume, new: &NewClaim, there: &PersistentVolumeClaim) {
+        let differs = new.differs_from(there);
+        if differs.is_empty() || !self.told.insert((new.uid.clone(), NOT_AS_RECORDED)) {
+            return;
+        }
+        let note = format!(
+            "somebody else made claim {} anew meanwhile, and it is left as it is. Of the old one it lacks or has \
+             otherwise: {}. Set it again if it is needed; the controller's log has the old one",
+            new.shown(),
+            differs.join(", ")
+        );
+        let text = volume.annotation(NEW_CLAIM).unwrap_or_default();
+        tracing::warn!(volume = %volume.name_any(), "{note}: {text}");
+        self.events.warning([Regarding::object(volume), Regarding::object(there)], CLAIM_RENEWED, note);
     }
 
     async fn create_claim(
@@ -273,7 +434,7 @@ impl Acting {
             Ok(made) => {
                 let note = format!(
                     "the claim was made anew; a new volume is made for it, since the one of node {} is lost",
-                    volume.annotation(crate::logic_volume::REBUILT_FROM).unwrap_or_default()
+                    volume.annotation(REBUILT_FROM).unwrap_or_default()
                 );
                 self.events.normal([Regarding::object(&made)], REBUILT, note);
                 self.let_unused_go(volume).await
@@ -286,12 +447,18 @@ impl Acting {
             Err(error) if has_no_namespace(&error) => self.let_unused_go(volume).await,
             Err(error) if is_refusal(&error) => {
                 self.look_again_after(AFTER_ERROR);
-                if self.told.insert((new.uid.clone(), REBUILD_WAITS)) {
+                let (quota, uid) = (exceeds_a_quota(&error), new.uid.clone());
+                // What is used of a quota is counted a while after the old one is gone.
+                if quota && self.told.insert((uid.clone(), OVER_QUOTA)) {
+                    return Ok(());
+                }
+                if self.told.insert((uid, CLAIM_RENEWED)) {
                     let note = format!(
                         "claim {} was deleted to be made anew and is refused now, so it is tried again; it is kept in the \
-                         annotation {NEW_CLAIM} of LogicVolume {}: {error}",
+                         annotation {NEW_CLAIM} of LogicVolume {} ({}): {error}",
                         new.shown(),
-                        volume.name_any()
+                        volume.name_any(),
+                        if quota { "raise the quota" } else { REMEDY }
                     );
                     tracing::warn!("{note}");
                     self.events.warning(Regarding::volume_and_claim(volume), REBUILD_WAITS, note);
@@ -455,6 +622,45 @@ mod tests {
         assert!(none_would_be_made(&old(|_| {}), Some(&class("other"))).unwrap().contains("other"));
         let selects = |claim: &mut Value| claim["spec"]["selector"] = json!({"matchLabels": {"a": "b"}});
         assert!(none_would_be_made(&old(selects), Some(&ours)).unwrap().contains("selector"));
+    }
+
+    #[test]
+    fn a_record_is_obeyed_only_for_the_volume_s_own_claim() {
+        let with = |namespace: &str, name: &str, annotations: &[(&str, &str)]| {
+            let mut volume = LogicVolume::new("pvc-1", carina_volume());
+            (volume.spec.name_space, volume.spec.pvc) = (namespace.to_owned(), name.to_owned());
+            let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            volume.annotations_mut().extend(annotations);
+            is_not_for(&volume, &old(|_| {}))
+        };
+        let again = (REBUILT_FROM, "n1/u");
+        assert_eq!(with("db", "data", &[again]), None);
+        assert!(with("db", "data", &[]).unwrap().contains("not made again"));
+        assert!(with("db", "data", &[again, (BOUND, "pvc-1")]).unwrap().contains("bound"));
+        for (namespace, name) in [("db", "other"), ("other", "data"), ("", "")] {
+            assert!(with(namespace, name, &[again]).unwrap().contains("db/data"), "{namespace}/{name}");
+        }
+        let mut volume = LogicVolume::new("pvc-1", carina_volume());
+        volume.annotations_mut().insert(REBUILT_FROM.to_owned(), "n1/u".to_owned());
+        assert!(is_not_for(&volume, &PersistentVolumeClaim::default()).is_some(), "nobody's is nobody's");
+    }
+
+    #[test]
+    fn what_somebody_else_s_claim_lacks_is_named() {
+        let new = NewClaim::in_place_of(&old(|_| {}));
+        let differs = |change: fn(&mut Value)| new.differs_from(&old(change));
+        assert_eq!(differs(|_| {}), [""; 0]);
+        assert_eq!(differs(|claim| claim["metadata"]["labels"]["more"] = json!("x")), [""; 0], "more is no less");
+        let size = |claim: &mut Value| claim["spec"]["resources"]["requests"]["storage"] = json!("10240Mi");
+        assert_eq!(differs(size), [""; 0], "the same, written otherwise");
+        let template = |claim: &mut Value| {
+            claim["metadata"]["labels"] = json!({"app": "other"});
+            claim["metadata"]["annotations"] = json!({});
+            claim["spec"]["resources"]["requests"]["storage"] = json!("5Gi");
+        };
+        assert_eq!(differs(template), ["label app", "annotation note", "size \"5Gi\" in place of \"10Gi\""]);
+        let none = |claim: &mut Value| claim["spec"]["resources"] = json!({});
+        assert_eq!(differs(none), ["size \"\" in place of \"10Gi\""]);
     }
 
     #[test]

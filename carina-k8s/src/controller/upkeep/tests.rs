@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use carina_core::{Bytes, GroupName, GroupSelector, SizeRange, VolumeName, VolumeRequest};
+use carina_core::{Bytes, ClaimName, GroupName, GroupSelector, SizeRange, VolumeName, VolumeRequest};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::claim::{NewClaim, Next};
+use super::claim::{NewClaim, Next, is_not_for};
 use super::decide::{REBUILDING, Rebuilding, Seen, Standing, Step, decide};
 use super::replacement::{others, replacement};
 use crate::failure::QUARANTINED;
@@ -62,6 +62,7 @@ fn request() -> VolumeRequest {
     let name: VolumeName = "pvc-1".parse().unwrap();
     VolumeRequest {
         group: GroupSelector::Named(GroupName::ssd()),
+        claim: Some(ClaimName { namespace: "db".to_owned(), name: "data".to_owned() }),
         ..VolumeRequest::new(name, SizeRange::at_least(Bytes::gib(10)).unwrap())
     }
 }
@@ -236,6 +237,7 @@ impl World {
     fn renew_claim(&mut self) {
         let Some(mut volume) = self.volume.clone() else { return };
         let Some(new) = NewClaim::of(&volume).unwrap() else { return };
+        assert_eq!(is_not_for(&volume, &new.claim), None, "a record of its own is always obeyed");
         let spoken_for = self.persistent.is_some();
         match new.next(self.claim.as_ref()) {
             Next::Delete if spoken_for => return self.annotate(NEW_CLAIM, None),
