@@ -33,8 +33,8 @@ pub fn explain(error: &kube::Error, who: Account) -> (String, bool) {
         kube::Error::Api(refused) if refused.code == 404 => (
             format!(
                 "the API server knows no such thing ({}); apply the definitions in deploy/kubernetes/crds, after which \
-                 the nodes publish what they have again, LogicVolumes are made again from the PersistentVolumes, and no \
-                 volume is lost",
+                 the nodes publish what they have again, LogicVolumes are made again from the PersistentVolumes, and \
+                 no volume is lost",
                 refused.message
             ),
             true,

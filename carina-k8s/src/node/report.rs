@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::core::PartialObjectMeta;
-use kube::runtime::{WatchStreamExt, metadata_watcher, watcher};
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -108,7 +108,7 @@ impl Publisher {
     /// nothing of what the node has.
     pub async fn run(self) {
         let mut published: Option<NodeStorageResource> = None;
-        let mut stored = Stored::follow(self.api.clone(), &self.node);
+        let mut stored = Stored::follow(self.api.clone().into_client(), &self.node);
         // Whether what was published last was a Node's, and goes with it.
         let mut owned = false;
         for note in &self.recovery.for_a_person {
@@ -237,9 +237,10 @@ struct Stored {
 }
 
 impl Stored {
-    fn follow(api: Api<NodeStorageResource>, node: &str) -> Self {
+    fn follow(client: Client, node: &str) -> Self {
+        let api: Api<PartialObjectMeta<NodeStorageResource>> = Api::all(client);
         let own = watcher::Config::default().fields(&format!("metadata.name={node}"));
-        Self { events: metadata_watcher(api, own).default_backoff().boxed(), listed: false }
+        Self { events: watcher(api, own).default_backoff().boxed(), listed: false }
     }
 
     /// Waits until the object of this uid is found to be gone. It may be said of one that was only just made, by

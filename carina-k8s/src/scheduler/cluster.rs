@@ -63,8 +63,8 @@ struct Desk {
 }
 
 impl Desk {
-    /// Changes who holds what for one holder; whether space was given up by it that nobody but them held, on any
-    /// node. Cheap, for it is asked at every change of a pod and of a claim.
+    /// Changes what is held for one holder; whether space was given up by it on any node. Cheap, for it is asked at
+    /// every change of a pod and of a claim.
     fn gives_up(&mut self, holder: &PodId, change: impl FnOnce(&mut Offers)) -> bool {
         let before = self.offers.ledger().reservation(holder).map(|held| held.places.len());
         let undecided = self.offers.ledger().unconfirmed();

@@ -309,6 +309,10 @@ async fn a_logic_volume_without_its_persistent_volume_waits_too_unless_it_is_fre
         lvs(&server).create(&PostParams::default(), &object(name, "n1", 10)).await.unwrap();
         until("it is made", async || get(&server, name).filter(LogicVolume::is_success)).await;
     }
+    // The server gives all objects one time, long ago.
+    let mut fresh = server.object(LVS, "pvc-fresh").unwrap();
+    fresh["metadata"]["creationTimestamp"] = json!(clock().now().to_string());
+    server.put(LVS, "pvc-fresh", fresh);
     until("it was seen bound", async || get(&server, "pvc-kept")?.annotation(BOUND).map(drop)).await;
     for name in ["pvc-gone", "pvc-back", "pvc-kept"] {
         delete_pv(&server, name).await;

@@ -273,13 +273,13 @@ impl Acting {
         let keep = format!("annotate this object with {RECLAIM_POLICY}={RETAIN}");
         let message = if volume.annotation(BOUND).is_some() {
             format!(
-                "no PersistentVolume speaks for the volume any more; it is removed with its data after {until}. To keep \
-                 it, make its PersistentVolume again (volumeHandle {id}), or {keep}"
+                "no PersistentVolume speaks for the volume any more; it is removed with its data after {until}. To \
+                 keep it, make its PersistentVolume again (volumeHandle {id}), or {keep}"
             )
         } else {
             format!(
-                "no PersistentVolume ever spoke for the volume, as where its claim was deleted while it was made; it is \
-                 removed after {until}. To keep it, make a PersistentVolume for it (volumeHandle {id}), or {keep}"
+                "no PersistentVolume ever spoke for the volume, as where its claim was deleted while it was made; it \
+                 is removed after {until}. To keep it, make a PersistentVolume for it (volumeHandle {id}), or {keep}"
             )
         };
         self.conditions(&volume, QUARANTINED, Some(("True", "NoPersistentVolume", message.clone())), false).await?;
