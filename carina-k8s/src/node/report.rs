@@ -261,7 +261,7 @@ impl Stored {
             }
         }
         // Not told any more: what changes is published all the same.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
