@@ -14,6 +14,7 @@ use carina_sched::{Explained, PodRequest, Reservation, Verdict};
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 
 use super::asks::{Asks, Trouble};
 use super::cluster::Cluster;
@@ -51,17 +52,34 @@ struct Explanation {
 
 /// `/explain?pod=namespace/name`, as text or, with `&output=json`, as JSON.
 pub fn router(cluster: Arc<Cluster>, ready: Ready) -> Router {
-    Router::new().route("/explain", get(explain)).with_state((cluster, ready))
+    let desk = Desk { cluster, ready, turn: Arc::new(Mutex::new(())) };
+    Router::new().route("/explain", get(explain)).with_state(desk)
 }
 
-async fn explain(State((cluster, ready)): State<(Arc<Cluster>, Ready)>, uri: Uri) -> Response {
+/// Where it is asked.
+#[derive(Clone)]
+struct Desk {
+    cluster: Arc<Cluster>,
+    ready: Ready,
+    turn: Arc<Mutex<()>>,
+}
+
+/// One at a time, and beside the threads that answer the scheduler: the table of thousands of nodes takes its time,
+/// and anybody may ask for it.
+async fn explain(State(desk): State<Desk>, uri: Uri) -> Response {
+    let _turn = desk.turn.lock().await;
+    let answered = tokio::task::spawn_blocking(move || answer(&desk.cluster, &desk.ready, &uri)).await;
+    answered.unwrap_or_else(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response())
+}
+
+fn answer(cluster: &Cluster, ready: &Ready, uri: &Uri) -> Response {
     let asked = |key: &str| {
         let pairs = uri.query().unwrap_or_default().split('&');
         pairs.filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == key).map(|(_, value)| value)
     };
     // Names of pods and namespaces need no other escape.
     let pod = asked("pod").unwrap_or_default().replace("%2F", "/").replace("%2f", "/");
-    let Some(explanation) = Explanation::of(&cluster, &pod, ready.is_ready()) else {
+    let Some(explanation) = Explanation::of(cluster, &pod, ready.is_ready()) else {
         let pod: String = pod.chars().take(300).collect();
         let text = format!(
             "no pod \"{pod}\" with claims or volumes of ours is known; name it as /explain?pod=NAMESPACE/NAME\n"
