@@ -11,7 +11,8 @@ usage: test.sh [VERB]
   uninstall  remove them, with the namespace carina and what its volumes hold
   expand     make every claim of the namespace 1Gi larger
   scale      give every StatefulSet one replica more; `scale N` gives it N
-  delete     delete all pods, which come back with the data they had
+  delete     delete all pods: those of Deployments and StatefulSets come back with the data they had,
+             carina-block-pod and carina-ephemeral come back by test.sh
   exec       show the filesystems that the pods have
   help       this
 KUBECONFIG names the cluster. The namespace carina is for the examples alone.

@@ -59,11 +59,13 @@ pub fn table(disks: &[Seen]) -> String {
         return "no disks".to_owned();
     }
     output::table(
-        ["DISK", "SIZE", "MEDIUM", "BARE", "WHY NOT"],
+        ["DISK", "ID", "SIZE", "MEDIUM", "BARE", "WHY NOT"],
         disks.iter().map(|disk| {
             let reasons: Vec<String> = disk.reasons.iter().map(ToString::to_string).collect();
             [
                 disk.name.clone(),
+                // The most specific one; `--output json` has them all.
+                disk.ids.first().cloned().unwrap_or_else(|| "-".to_owned()),
                 disk.size.to_string(),
                 disk.medium.to_string(),
                 if disk.bare { "yes" } else { "no" }.to_owned(),

@@ -21,7 +21,8 @@ fn held(file: &Path, holder: &str) -> String {
     let remedy = match socket {
         Some(endpoint) => format!("pass --endpoint {endpoint} to work through it, or stop it"),
         None if holder.starts_with("carina-node") => {
-            "this node's volumes are Kubernetes's to make; take the node out of the DaemonSet to work on it by hand"
+            "drain and health go through its socket (--endpoint unix:///csi/csi.sock in its container); this node's \
+             volumes are Kubernetes's to make, so take the node out of the DaemonSet to work on them by hand"
                 .to_owned()
         }
         None => "wait for it to end".to_owned(),
