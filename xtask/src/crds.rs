@@ -3,8 +3,8 @@
 use crate::error::{Context, Error, Result};
 use crate::workspace;
 
-/// Where the definitions are kept.
-const FOLDER: &str = "deploy/kubernetes/crds";
+/// The folder that those of the definitions are in.
+const FOLDER: &str = "deploy/kubernetes";
 
 /// Runs the generator, which lives beside the types so that xtask need not be built with them.
 pub fn run() -> Result<u8> {
