@@ -208,6 +208,10 @@ pub struct VolumeRequest {
     /// The nodes that it may go to; none named means any. On one machine there is nothing to choose.
     #[serde(default)]
     pub nodes: Vec<String>,
+    /// Raw only: the disk of its node (`sdb`) that it is put on if there is room, for who placed it reckoned so. A wish,
+    /// no part of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
     /// Where it is published, if it is ephemeral: it lives and dies with that publication.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<PathBuf>,
@@ -237,6 +241,7 @@ impl VolumeRequest {
             exclusive: false,
             may_grow_to: None,
             nodes: Vec::new(),
+            disk: None,
             ephemeral: None,
             claim: None,
             wipe: Wipe::Zero,

@@ -7,6 +7,7 @@ mod node_storage_map;
 mod pages;
 pub mod program;
 mod service;
+mod siblings;
 mod upkeep;
 pub mod webhook;
 

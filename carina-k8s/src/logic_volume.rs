@@ -28,6 +28,8 @@ pub const EXCLUSIVE: &str = "carina.storage.io/exclusively-raw-disk";
 pub const SIZE_LIMIT: &str = "carina.storage.io/size-limit";
 /// The size that the volume may grow to one day.
 pub const EXPANSION_LIMIT: &str = "carina.storage.io/expansion-limit";
+/// The disk of its node that a raw volume is put on if there is room.
+pub const DISK: &str = "carina.storage.io/disk";
 /// `none` if a deletion may leave the volume's blocks as they are.
 pub const WIPE: &str = "carina.storage.io/wipe";
 /// The Go Carina's mark of both halves of a bcache volume, which this one doesn't serve.
@@ -185,6 +187,9 @@ impl LogicVolume {
         if request.wipe == Wipe::None {
             annotations.insert(WIPE.to_owned(), "none".to_owned());
         }
+        if let Some(disk) = &request.disk {
+            annotations.insert(DISK.to_owned(), disk.clone());
+        }
         let name = object_name(&request.name);
         if name != request.name.as_str() {
             annotations.insert(VOLUME_NAME.to_owned(), request.name.to_string());
@@ -267,6 +272,7 @@ impl LogicVolume {
             group: GroupSelector::Named(self.group()?),
             exclusive: self.annotation(EXCLUSIVE) == Some("true"),
             may_grow_to: self.annotated_size(EXPANSION_LIMIT)?,
+            disk: self.annotation(DISK).map(str::to_owned),
             wipe: match self.annotation(WIPE) {
                 None | Some("zero") => Wipe::Zero,
                 Some("none") => Wipe::None,
@@ -397,6 +403,7 @@ mod tests {
             group: GroupSelector::Named(GroupName::ssd()),
             may_grow_to: Some(Bytes::gib(100)),
             wipe: Wipe::None,
+            disk: Some("sdb".to_owned()),
             claim: Some(ClaimName { namespace: "db".to_owned(), name: "data".to_owned() }),
             ..VolumeRequest::new("pvc-1".parse().unwrap(), size)
         }

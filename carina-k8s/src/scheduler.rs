@@ -1,7 +1,7 @@
 //! The scheduler's extender: answers the stock kube-scheduler where a pod's local volumes have room, and
 //! keeps that room until the node's own figures show that it is taken.
 
-mod asks;
+pub(crate) mod asks;
 mod cluster;
 mod explain;
 mod extender;

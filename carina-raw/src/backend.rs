@@ -606,13 +606,14 @@ impl VolumeBackend for RawBackend {
             Error::Precondition(format!("create {id}: there is no group {group} of raw disks on this node"))
         })?;
         figures.admit_request(request)?;
-        let (chosen, size) = if request.exclusive {
-            let whole = smallest_whole(&figures.raw_disks, request.size.required());
-            (whole, whole.map_or(Bytes::ZERO, |(_, gap)| gap.size))
-        } else {
-            let size = request.size.in_extents(PARTITION_ALIGNMENT)?;
-            (best_fit(&figures.raw_disks, size), size)
+        let rounded = request.size.in_extents(PARTITION_ALIGNMENT)?;
+        let fits = |disks| match request.exclusive {
+            true => smallest_whole(disks, request.size.required()),
+            false => best_fit(disks, rounded),
         };
+        let wished = figures.raw_disks.iter().find(|disk| request.disk.as_ref() == Some(&disk.name));
+        let chosen = wished.and_then(|disk| fits(std::slice::from_ref(disk))).or_else(|| fits(&figures.raw_disks));
+        let size = if request.exclusive { chosen.map_or(Bytes::ZERO, |(_, gap)| gap.size) } else { rounded };
         let taken = || Error::Precondition(format!("create {id}: the room in {group} was taken meanwhile; try again"));
         let (disk, gap) = chosen.ok_or_else(taken)?;
         let (member, view) = self

@@ -226,6 +226,23 @@ async fn an_exclusive_volume_has_the_smallest_disk_that_fits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_volume_has_the_disk_that_was_reckoned_with_while_it_has_room() {
+    let loops = Loops::new(&[Bytes::gib(20), Bytes::gib(30)]);
+    let backend = loops.backend().await;
+    backend.apply(&loops.step("raw")).await.unwrap();
+    let larger = loops.devices[1].file_name().unwrap().to_str().unwrap().to_owned();
+    let wished = |name: &str, gib| VolumeRequest { disk: Some(larger.clone()), ..request(name, Bytes::gib(gib)) };
+    backend.create(&group(), &wished("pvc-1", 19)).await.unwrap();
+    assert_eq!((partitions(&loops.devices[0]).len(), partitions(&loops.devices[1]).len()), (0, 1));
+    backend.create(&group(), &wished("pvc-2", 19)).await.unwrap();
+    assert_eq!(
+        (partitions(&loops.devices[0]).len(), partitions(&loops.devices[1]).len()),
+        (1, 1),
+        "there is none there"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn disks_that_are_not_bare_are_refused_and_stay_as_they_are() {
     let loops = Loops::new(&[Bytes::gib(20)]);
     let device = &loops.devices[0];

@@ -200,6 +200,24 @@ impl Ledger {
         self.replace(request, until, |ledger| Ok(vec![ledger.place(request)?])).map(|mut places| places.swap_remove(0))
     }
 
+    /// Holds space for the first claim of a request, at the place that it has if all of them are placed
+    /// together, and nothing for the others. For who makes a pod's volumes one at a time, in an order that
+    /// nobody chose: what fits together does so still when the first of them is made.
+    ///
+    /// # Errors
+    /// [`PlaceError`], also where only the others don't fit; nothing has changed then.
+    pub fn reserve_first(&mut self, request: &PodRequest, until: Duration) -> Result<Placed, PlaceError> {
+        request.validate()?;
+        let mut first = request.clone();
+        first.claims.truncate(1);
+        self.replace(&first, until, |ledger| {
+            let mut placed = ledger.place(request)?;
+            placed.claims.truncate(1);
+            Ok(vec![placed])
+        })
+        .map(|mut places| places.swap_remove(0))
+    }
+
     /// Holds the space of a pod on each of these nodes where it fits, for a scheduler that doesn't say
     /// which of them it takes. What the pod held before is given up first, as a question asked anew voids
     /// the last answer.

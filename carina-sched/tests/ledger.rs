@@ -15,6 +15,8 @@ use carina_sched::{
     Strategy, Warning,
 };
 
+use proptest::prelude::*;
+
 const LATER: Duration = Duration::from_secs(60);
 
 fn group(name: GroupName, gib: u64) -> DeviceGroup {
@@ -393,4 +395,46 @@ fn raw_holds_stay_where_they_were_promised() {
     // The small gap is full, the large one untouched.
     let whole = Claim::raw(volume("rest"), Bytes::gib(50), GroupSelector::Any, false);
     assert_eq!(ledger.reserve(&PodRequest::new("rest".into(), vec![whole]), LATER).unwrap().node, "a");
+}
+
+proptest! {
+    /// What fits together is placed, in whatever order its claims are asked for one at a time.
+    #[test]
+    fn claims_that_fit_together_are_placed_one_by_one_in_any_order(
+        groups in prop::collection::vec(12u64..120, 1..4),
+        claims in prop::collection::vec((1u64..60, 0usize..6), 2..6),
+        order in prop::collection::vec(any::<prop::sample::Index>(), 6),
+        binpack in any::<bool>(),
+    ) {
+        let name = |i: usize| -> GroupName { format!("group-{i}").parse().unwrap() };
+        let strategy = if binpack { Strategy::Binpack } else { Strategy::Spreadout };
+        let mut ledger = Ledger::new(strategy);
+        let report = groups.iter().enumerate().map(|(i, gib)| group(name(i), *gib).into()).collect();
+        ledger.report(NodeReport::new("a", report));
+        let mut left: Vec<Claim> = claims
+            .iter()
+            .enumerate()
+            .map(|(i, (gib, to))| {
+                // Half of them may go anywhere.
+                let to = if *to < groups.len() { GroupSelector::Named(name(*to)) } else { GroupSelector::Any };
+                Claim::lvm(volume(&format!("v{i}")), Bytes::gib(*gib), to)
+            })
+            .collect();
+        if ledger.place(&PodRequest::new("pod".into(), left.clone())).is_err() {
+            return Ok(());
+        }
+        for pick in order {
+            if left.is_empty() {
+                break;
+            }
+            let first = pick.index(left.len());
+            left.swap(0, first);
+            let request = PodRequest::new(left[0].volume.as_str().into(), left.clone());
+            let placed = ledger.reserve_first(&request, LATER);
+            prop_assert!(placed.is_ok(), "{:?} of {:?}", placed, left);
+            prop_assert_eq!(placed.unwrap().claims.len(), 1);
+            left.swap_remove(0);
+        }
+        prop_assert!(left.is_empty());
+    }
 }

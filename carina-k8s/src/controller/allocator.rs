@@ -36,6 +36,26 @@ pub struct Allocator {
     began: Instant,
 }
 
+/// Where a volume goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The node.
+    pub node: String,
+    /// The group there.
+    pub group: GroupName,
+    /// Raw only: the disk that was reckoned with.
+    pub disk: Option<String>,
+}
+
+impl Place {
+    /// The object that records that a request was placed here.
+    #[must_use]
+    pub fn record(self, request: &VolumeRequest) -> LogicVolume {
+        let request = VolumeRequest { disk: self.disk, ..request.clone() };
+        LogicVolume::for_request(&request, &self.node, &self.group)
+    }
+}
+
 struct Known {
     ledger: Ledger,
     /// What each node reported last.
@@ -114,29 +134,42 @@ impl Allocator {
         self.known().ledger.set_strategy(strategy);
     }
 
-    /// Chooses a node and a group for a volume, and holds its space there. A node that is [left out](Self::leave_out)
-    /// is chosen only if the request names it alone.
+    /// Chooses a place for a volume, and holds its space there. A node that is [left out](Self::leave_out)
+    /// is chosen only if the request names it alone. The volumes `beside` it are those that are to be made for the
+    /// same pod: it goes where they fit too, and nothing is held for them.
     ///
     /// # Errors
-    /// [`carina_core::Error::NoCapacity`] with the nodes' reasons.
-    pub fn place(&self, request: &VolumeRequest) -> Result<(String, GroupName)> {
+    /// [`carina_core::Error::NoCapacity`] with the nodes' reasons, also where only the volumes beside it don't fit:
+    /// the pod could never start there.
+    pub fn place(&self, request: &VolumeRequest, beside: Vec<Claim>) -> Result<Place> {
         let pod = PodId(request.name.to_string());
-        let mut asked = PodRequest::new(pod.clone(), vec![Claim::from(request)]);
         let known = &mut *self.known();
+        // One that is being made at the same time holds its own space, before there is a LogicVolume to tell of it.
+        let beside: Vec<Claim> =
+            beside.into_iter().filter(|claim| known.ledger.holder(&claim.volume).is_none()).collect();
+        let others = beside.len();
+        let claims = std::iter::once(Claim::from(request)).chain(beside).collect();
+        let mut asked = PodRequest::new(pod.clone(), claims);
         asked.topology = Topology { terms: known.terms(request) };
         let ledger = &mut known.ledger;
         ledger.expire(self.began.elapsed());
         // What an earlier try held is over: this one chooses anew.
         ledger.release(&pod);
-        let placed = ledger.reserve(&asked, Duration::MAX);
+        let placed = ledger.reserve_first(&asked, Duration::MAX);
         let placed = placed.map_err(|error| match error.into() {
-            Error::NoCapacity(no) => Error::NoCapacity(known.explained(no, request)),
+            Error::NoCapacity(no) => {
+                let mut no = known.explained(no, request);
+                if others > 0 {
+                    no.detail = format!("together with {others} more of the pod's claims: {}", no.detail);
+                }
+                Error::NoCapacity(no)
+            }
             error => error,
         })?;
         known.ledger.confirm(&pod);
-        let claim = placed.claims.first().map(|claim| claim.group.clone());
-        let group = claim.ok_or_else(|| carina_core::Error::Precondition(format!("{pod}: placed without a group")))?;
-        Ok((placed.node, group))
+        let claim = placed.claims.into_iter().next();
+        let claim = claim.ok_or_else(|| Error::Precondition(format!("{pod}: placed without a group")))?;
+        Ok(Place { node: placed.node, group: claim.group, disk: claim.spot.map(|spot| spot.disk) })
     }
 
     /// The volume is not made after all.

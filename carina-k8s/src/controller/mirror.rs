@@ -170,8 +170,13 @@ where
     }
 
     /// Follows the objects, for ever; `on_change` hears of each change.
-    pub async fn follow(&self, api: Api<K>, mut on_change: impl FnMut(Change<'_, K>)) {
-        let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    pub async fn follow(&self, api: Api<K>, on_change: impl FnMut(Change<'_, K>)) {
+        self.follow_by(api, watcher::Config::default(), on_change).await;
+    }
+
+    /// As [`Mirror::follow`], of the objects that this selects.
+    pub async fn follow_by(&self, api: Api<K>, select: watcher::Config, mut on_change: impl FnMut(Change<'_, K>)) {
+        let mut events = watcher(api, select).default_backoff().boxed();
         let mut listed: Option<HashMap<String, ()>> = None;
         loop {
             let event = match tokio::time::timeout(REFUSED_FOR, events.next()).await {

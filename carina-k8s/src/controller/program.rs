@@ -12,13 +12,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::upkeep::left_out;
-use super::{Allocator, Candidate, Change, ClusterVolumes, Mirror, Upkeep, node_storage_map, pages, webhook};
+use super::{Allocator, Candidate, Change, ClusterVolumes, Mirror, Upkeep, node_storage_map, pages, siblings, webhook};
 use crate::access::CONTROLLER;
 use crate::clock::Clock;
 use crate::event::Recorder;
 use crate::logic_volume::LogicVolume;
 use crate::node_storage::NodeStorageResource;
 use crate::options::ControllerOptions;
+use crate::scheduler::Pod;
 use crate::{settings, web};
 
 /// The name of the leader's lease.
@@ -45,15 +46,7 @@ pub async fn run(
     let events = Recorder::new(client.clone(), "carina-controller", &options.pod_name);
     let told = events.clone();
     let (allocator, chooser) = (Arc::clone(&cluster.allocator), Arc::clone(&cluster.allocator));
-    let service = ClusterVolumes::new(
-        client.clone(),
-        Arc::clone(&volumes),
-        Arc::clone(&nodes),
-        Arc::clone(&members),
-        cluster.allocator,
-        events.clone(),
-        patience,
-    );
+    let service = ClusterVolumes::new(client.clone(), &cluster, events.clone(), patience);
 
     let mut tasks = cluster.tasks;
     let settings = watch::Sender::new(config);
@@ -158,6 +151,8 @@ pub struct Cluster {
     pub nodes: Arc<Mirror<NodeStorageResource>>,
     /// Its nodes themselves.
     pub members: Arc<Mirror<Node>>,
+    /// Its pods that have no node yet and several claims.
+    pub pods: Arc<Mirror<Pod>>,
     /// Where volumes go in it.
     pub allocator: Arc<Allocator>,
     /// The watches; they end when this is dropped.
@@ -193,7 +188,7 @@ pub fn follow(client: Client, strategy: carina_core::Strategy) -> Cluster {
             .await;
     });
     let members = Arc::new(Mirror::new(CONTROLLER));
-    let (mirror, ledger, api) = (Arc::clone(&members), Arc::clone(&allocator), Api::all(client));
+    let (mirror, ledger, api) = (Arc::clone(&members), Arc::clone(&allocator), Api::all(client.clone()));
     tasks.spawn(async move {
         mirror
             .follow(api, |change| match change {
@@ -202,5 +197,8 @@ pub fn follow(client: Client, strategy: carina_core::Strategy) -> Cluster {
             })
             .await;
     });
-    Cluster { volumes, nodes, members, allocator, tasks }
+    let pods = Arc::new(Mirror::of(CONTROLLER, siblings::is_wanted));
+    let (mirror, api) = (Arc::clone(&pods), Api::all(client));
+    tasks.spawn(async move { mirror.follow_by(api, siblings::selection(), |_| {}).await });
+    Cluster { volumes, nodes, members, pods, allocator, tasks }
 }

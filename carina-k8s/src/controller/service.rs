@@ -17,6 +17,8 @@ use serde_json::json;
 
 use super::allocator::Allocator;
 use super::mirror::Mirror;
+use super::program::Cluster;
+use super::siblings::Siblings;
 use crate::access::{CONTROLLER, explain};
 use crate::condition::condition;
 use crate::event::{AGENT_SILENT, Recorder, Regarding};
@@ -37,6 +39,7 @@ pub struct ClusterVolumes {
     nodes: Arc<Mirror<NodeStorageResource>>,
     members: Arc<Mirror<Node>>,
     allocator: Arc<Allocator>,
+    siblings: Siblings,
     events: Recorder,
     /// How long a call waits for an agent.
     patience: Duration,
@@ -53,23 +56,17 @@ enum Answer {
 }
 
 impl ClusterVolumes {
-    /// The volumes of the cluster behind this client, as these mirrors follow them.
+    /// The volumes of the cluster behind this client, as it is followed.
     #[must_use]
-    pub fn new(
-        client: Client,
-        volumes: Arc<Mirror<LogicVolume>>,
-        nodes: Arc<Mirror<NodeStorageResource>>,
-        members: Arc<Mirror<Node>>,
-        allocator: Arc<Allocator>,
-        events: Recorder,
-        patience: Duration,
-    ) -> Self {
+    pub fn new(client: Client, cluster: &Cluster, events: Recorder, patience: Duration) -> Self {
+        let volumes = Arc::clone(&cluster.volumes);
         Self {
+            siblings: Siblings::new(client.clone(), Arc::clone(&cluster.pods), Arc::clone(&volumes)),
             api: Api::all(client),
             volumes,
-            nodes,
-            members,
-            allocator,
+            nodes: Arc::clone(&cluster.nodes),
+            members: Arc::clone(&cluster.members),
+            allocator: Arc::clone(&cluster.allocator),
             events,
             patience,
             in_flight: Mutex::default(),
@@ -191,8 +188,8 @@ impl ClusterVolumes {
             // Which of them are away is to be known too.
             self.members.known().await?;
         }
-        let (node, group) = self.allocator.place(request)?;
-        let object = LogicVolume::for_request(request, &node, &group);
+        let beside = self.siblings.of(request).await?;
+        let object = self.allocator.place(request, beside)?.record(request);
         match self.api.create(&PostParams::default(), &object).await {
             Ok(object) => Ok(self.volumes.put(object)),
             // Another replica was first, or an earlier call whose answer was lost.
@@ -478,6 +475,6 @@ fn not_here(id: &VolumeId) -> Error {
 }
 
 /// The API server failed a request. The work may have been done, so this is no final answer.
-fn unreachable(operation: &str, error: &kube::Error) -> Error {
+pub(super) fn unreachable(operation: &str, error: &kube::Error) -> Error {
     Error::Unhealthy(format!("{operation}: {}", explain(error, CONTROLLER).0))
 }

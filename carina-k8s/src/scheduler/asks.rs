@@ -164,11 +164,7 @@ pub fn asks(pod: &Pod, records: &impl Records) -> Asks {
         Ok(())
     };
     let claims = claim_keys(pod).map(|key| claim(&key, records));
-    let inline = pod.spec.volumes.iter().flatten().filter_map(|volume| {
-        let csi = volume.csi.as_ref().filter(|csi| csi.driver == DRIVER_NAME)?;
-        Some(inline(pod, &volume.name, csi, records))
-    });
-    for asked in claims.chain(inline) {
+    for asked in claims.chain(inline_volumes(pod, records)) {
         if let Err(trouble) = add(asked) {
             return Asks::Refused(trouble);
         }
@@ -181,6 +177,14 @@ pub fn asks(pod: &Pod, records: &impl Records) -> Asks {
         Ok(()) => Asks::Room(request),
         Err(error) => Asks::Refused(error.into()),
     }
+}
+
+/// What each of a pod's inline volumes asks that are ours.
+pub fn inline_volumes(pod: &Pod, records: &impl Records) -> impl Iterator<Item = Result<ClaimAsks, Trouble>> {
+    pod.spec.volumes.iter().flatten().filter_map(move |volume| {
+        let csi = volume.csi.as_ref().filter(|csi| csi.driver == DRIVER_NAME)?;
+        Some(inline(pod, &volume.name, csi, records))
+    })
 }
 
 /// What the claim of this key asks.
@@ -253,14 +257,17 @@ fn asked(volume: VolumeName, size: Bytes, class: &ClassParameters) -> Claim {
 /// # Errors
 /// The name of a class that doesn't exist.
 pub fn class_of(claim: &PersistentVolumeClaim, records: &impl Records) -> Result<Option<Arc<StorageClass>>, String> {
-    let named = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_ref());
-    let Some(name) = named.or_else(|| claim.annotations().get(OLD_CLASS)).filter(|name| !name.is_empty()) else {
-        return Ok(None);
-    };
+    let Some(name) = class_name(claim) else { return Ok(None) };
     match records.class(name) {
         Some(class) => Ok(Some(class).filter(|class| class.provisioner == DRIVER_NAME)),
-        None => Err(name.clone()),
+        None => Err(name.to_owned()),
     }
+}
+
+/// The name of a claim's class, if it has one.
+pub fn class_name(claim: &PersistentVolumeClaim) -> Option<&str> {
+    let named = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_ref());
+    named.or_else(|| claim.annotations().get(OLD_CLASS)).map(String::as_str).filter(|name| !name.is_empty())
 }
 
 fn bound(key: &str, claim: &PersistentVolumeClaim, name: &str, records: &impl Records) -> Result<ClaimAsks, Trouble> {

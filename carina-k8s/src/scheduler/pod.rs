@@ -129,6 +129,16 @@ impl Resource for Pod {
     }
 }
 
+impl PodVolume {
+    /// Whether it could be ours: a claim, or an inline volume of ours.
+    #[must_use]
+    pub fn may_be_ours(&self) -> bool {
+        self.persistent_volume_claim.is_some()
+            || self.ephemeral.is_some()
+            || self.csi.as_ref().is_some_and(|csi| csi.driver == DRIVER_NAME)
+    }
+}
+
 impl Pod {
     /// The name by which space is held for it: unique over time.
     #[must_use]
@@ -140,11 +150,7 @@ impl Pod {
     /// Whether any of its volumes could be ours.
     #[must_use]
     pub fn may_have_claims(&self) -> bool {
-        self.spec.volumes.iter().flatten().any(|volume| {
-            volume.persistent_volume_claim.is_some()
-                || volume.ephemeral.is_some()
-                || volume.csi.as_ref().is_some_and(|csi| csi.driver == DRIVER_NAME)
-        })
+        self.spec.volumes.iter().flatten().any(PodVolume::may_be_ours)
     }
 
     /// Whether it has run to its end.

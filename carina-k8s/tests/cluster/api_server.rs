@@ -678,10 +678,10 @@ fn in_namespace(object: &Value, namespace: Option<&str>) -> bool {
     namespace.is_none_or(|namespace| object["metadata"]["namespace"] == namespace)
 }
 
-/// Whether an object meets a field selector of the form `a.b=c`.
+/// Whether an object meets a field selector of the form `a.b=c`. A field that is absent is empty, as for the real one.
 fn selected(object: &Value, selector: Option<&str>) -> bool {
     let Some((field, wanted)) = selector.and_then(|s| s.split_once('=')) else { return true };
-    field.split('.').fold(object, |value, part| &value[part]) == wanted
+    field.split('.').fold(object, |value, part| &value[part]).as_str().unwrap_or_default() == wanted
 }
 
 fn parse_query(query: &str) -> BTreeMap<String, String> {

@@ -8,7 +8,7 @@ use carina_core::{
 };
 use carina_k8s::NodeStorageResource;
 use carina_k8s::controller::ClusterVolumes;
-use carina_k8s::controller::program::{Cluster, follow};
+use carina_k8s::controller::program::follow;
 use carina_k8s::event::Recorder;
 use carina_k8s::logic_volume::DELETE_STORAGE;
 use http::Method;
@@ -32,12 +32,11 @@ pub struct Controller {
 
 impl Controller {
     pub async fn start(server: &impl Server) -> Self {
-        let Cluster { volumes, nodes, members, allocator, tasks } = follow(server.client(), Strategy::Spreadout);
+        let cluster = follow(server.client(), Strategy::Spreadout);
         let patience = Duration::from_secs(140);
         let events = Recorder::new(server.client(), "carina-controller", "one");
-        let service =
-            Arc::new(ClusterVolumes::new(server.client(), volumes, nodes, members, allocator, events, patience));
-        Self { service, _tasks: tasks }
+        let service = Arc::new(ClusterVolumes::new(server.client(), &cluster, events, patience));
+        Self { service, _tasks: cluster.tasks }
     }
 }
 

@@ -9,7 +9,7 @@ use carina_core::{Bytes, VolumeService};
 use carina_k8s::LogicVolume;
 use carina_k8s::condition::condition;
 use carina_k8s::controller::ClusterVolumes;
-use carina_k8s::controller::program::{Cluster, follow};
+use carina_k8s::controller::program::follow;
 use carina_k8s::event::Recorder;
 use carina_k8s::logic_volume::{BOUND, NEW_CLAIM, REBUILT_FROM, REPLACEMENT};
 use carina_k8s::node_storage::{NodeStorageResource, OrphanState};
@@ -185,12 +185,10 @@ async fn where_rebuilding_is_off_deleting_the_claim_and_making_it_again_works() 
     let mut released = pv(&server, "pvc-1").unwrap();
     released["status"]["phase"] = json!("Released");
     server.put(PVS, "pvc-1", released);
-    let Cluster { volumes, nodes, members, allocator, tasks } =
-        follow(server.client(), carina_core::Strategy::Spreadout);
-    nodes.synced().await;
+    let cluster = follow(server.client(), carina_core::Strategy::Spreadout);
+    cluster.nodes.synced().await;
     let events = Recorder::new(server.client(), "carina-controller", "c1");
-    let service =
-        ClusterVolumes::new(server.client(), volumes, nodes, members, allocator, events, Duration::from_secs(140));
+    let service = ClusterVolumes::new(server.client(), &cluster, events, Duration::from_secs(140));
     service.delete(&"volume-pvc-1".parse().unwrap()).await.unwrap();
     assert!(get(&server, "pvc-1").is_none());
     let api: Api<PersistentVolume> = Api::all(server.client());
@@ -198,7 +196,7 @@ async fn where_rebuilding_is_off_deleting_the_claim_and_making_it_again_works() 
         .await
         .unwrap();
     api.delete("pvc-1", &DeleteParams::default()).await.unwrap();
-    drop(tasks);
+    drop(cluster);
     // The old copy is known for what it is when the node returns.
     node_object(&server, "n1", "node-1b", true, false);
     lost.start().await;

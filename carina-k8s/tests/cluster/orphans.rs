@@ -44,7 +44,7 @@ impl Leader {
 
     pub async fn with(server: &impl Server, config: Config) -> Self {
         let client = server.client();
-        let Cluster { volumes, nodes, members, allocator, mut tasks } = follow(client.clone(), Strategy::Spreadout);
+        let Cluster { volumes, nodes, members, allocator, mut tasks, .. } = follow(client.clone(), Strategy::Spreadout);
         let events = Recorder::new(client.clone(), "carina-controller", "c1");
         let (config, clock) = (watch::Sender::new(config).subscribe(), clock());
         let upkeep = Upkeep::new(client, "kube-system", volumes, nodes, members, allocator, config, clock, events);

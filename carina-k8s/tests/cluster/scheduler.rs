@@ -11,6 +11,7 @@ use carina_core::{
     Bytes, ClassParameters, Error, GroupName, GroupSelector, SizeRange, Strategy, VolumeRequest, VolumeService,
 };
 use carina_csi::{DRIVER_NAME, TOPOLOGY_KEY};
+use carina_k8s::LogicVolume;
 use carina_k8s::controller::ClusterVolumes;
 use carina_k8s::scheduler::{Cluster, Journal, LARGEST_BODY, ROOM_SEEN, router};
 use carina_k8s::web::Ready;
@@ -385,6 +386,42 @@ async fn a_node_without_room_is_left_and_the_pod_goes_elsewhere() {
     assert_eq!(sent.len(), 2, "once: it is remembered until n1 reports anew: {sent:?}");
     assert_eq!(world.nodes[0].volumes().await, [], "nothing is left there");
     assert_eq!(world.nodes[1].volumes().await.len(), 2);
+}
+
+/// The one that is made first could go to either group, and best by itself to the one that the other needs whole.
+#[tokio::test(start_paused = true)]
+async fn the_volumes_of_a_pod_that_fit_together_are_all_made_whichever_is_first() {
+    let mut world = World::new(1).await;
+    world.user.class("any", "WaitForFirstConsumer", json!({})).await;
+    world.user.class("hdd", "WaitForFirstConsumer", json!({"carina.storage.io/disk-group-name": "hdd"})).await;
+    world.user.claim("a-scratch", "any", 100).await;
+    world.user.claim("data", "hdd", 350).await;
+    world.user.pod("web", &["a-scratch", "data"]).await;
+    world.start();
+    until("the pod is bound", async || world.is_bound("web").await).await;
+    assert_eq!(*world.refusals.lock().unwrap(), Vec::<String>::new());
+    let volumes: Api<LogicVolume> = Api::all(world.user.client.clone());
+    let volumes = volumes.list(&Default::default()).await.unwrap().items;
+    let mut groups: Vec<&str> = volumes.iter().map(|volume| volume.spec.device_group.as_str()).collect();
+    groups.sort_unstable();
+    assert_eq!(groups, ["carina-vg-hdd", "carina-vg-ssd"]);
+}
+
+/// Nobody asked the extender (its pod was sent there by name, say): a node that takes the first claim and not the
+/// second would keep the pod for ever, so it takes none.
+#[tokio::test(start_paused = true)]
+async fn a_claim_is_refused_where_the_rest_of_its_pod_has_no_room() {
+    let world = World::new(2).await;
+    for (claim, gib) in [("data", 100), ("logs", 100)] {
+        world.user.claim(claim, "ssd", gib).await;
+    }
+    world.user.pod("web", &["data", "logs"]).await;
+    select(&world.user.claims(), "data", Some("n1")).await;
+    let data = world.user.claims().get("data").await.unwrap();
+    provision_one(world.user.client.clone(), &world.controller.service, data, &world.refusals).await;
+    let refusals = world.refusals.lock().unwrap().clone();
+    assert!(refusals.len() == 1 && refusals[0].contains("together with 1 more of the pod's claims"), "{refusals:?}");
+    assert_eq!(world.nodes[0].volumes().await, []);
 }
 
 /// Immediate: nobody chose a node, so the controller does, and does better the next time.

@@ -526,10 +526,10 @@ impl Acting {
         let placed = if nowhere {
             Err("no node is left that it may go to".to_owned())
         } else {
-            self.allocator.place(&request).map_err(|error| error.to_string())
+            self.allocator.place(&request, Vec::new()).map_err(|error| error.to_string())
         };
-        let (node, group) = match placed {
-            Ok(placed) => placed,
+        let place = match placed {
+            Ok(place) => place,
             Err(why) => {
                 if self.told.insert((name, REBUILD_WAITS)) {
                     let note =
@@ -540,7 +540,7 @@ impl Acting {
                 return Ok(());
             }
         };
-        let mut object = LogicVolume::for_request(&request, &node, &group);
+        let mut object = place.record(&request);
         let from = format!("{}/{}", rebuilding.node, rebuilding.uid);
         object.annotations_mut().insert(REBUILT_FROM.to_owned(), from);
         match self.volumes.create(&PostParams::default(), &object).await {
