@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carina_core::config::Config;
-use carina_core::{Engine, Error, Holding, VolumeId, VolumeService};
+use carina_core::{Engine, Error, Holding, VolumeId, VolumeName, VolumeService};
 use carina_csi::{MountedKind, Mounter};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume};
@@ -164,19 +164,17 @@ impl Orphans {
             for (held, verdict) in missing.iter().zip(verdicts) {
                 figures.extend(self.carry_out(held, verdict).await);
             }
-            for orphan in figures.iter_mut().filter(|orphan| orphan.state == OrphanState::NeedsConfirmation) {
-                orphan.message = asked.as_ref().map_or_else(
-                    || orphan.message.clone(),
-                    |asked| {
-                        format!(
-                            "{}; to let these {} go into quarantine and then be removed: kubectl annotate --overwrite nsr \
-                             {node} {CONFIRM_ORPHANS}={}",
-                            orphan.message,
-                            asked.len(),
-                            signature(asked)
-                        )
-                    },
-                );
+            let waits = |orphan: &&mut OrphanFigures| asked.iter().any(|id| id.as_str() == orphan.id);
+            for orphan in figures.iter_mut().filter(waits) {
+                if orphan.state == OrphanState::NeedsConfirmation {
+                    orphan.message = format!(
+                        "{}; to let these {} go into quarantine and then be removed: kubectl annotate --overwrite nsr \
+                         {node} {CONFIRM_ORPHANS}={}",
+                        orphan.message,
+                        asked.len(),
+                        signature(&asked)
+                    );
+                }
             }
         }
         self.seen.retain(|id, _| figures.iter().any(|orphan| orphan.id == id.as_str()));
@@ -195,7 +193,7 @@ impl Orphans {
     }
 
     /// Judges volumes by what the API server and the kernel say now; also which of them wait for a person.
-    async fn judged(&mut self, missing: &[Holding]) -> Result<(Vec<Verdict>, Option<Vec<VolumeId>>), LookError> {
+    async fn judged(&mut self, missing: &[Holding]) -> Result<(Vec<Verdict>, Vec<VolumeId>), LookError> {
         let cluster = self.ask().await?;
         let mut sights = Vec::new();
         for held in missing {
@@ -206,7 +204,7 @@ impl Orphans {
         let confirmed: Vec<&str> = confirmed.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
         let now = u64::try_from(self.place.clock.now().as_second()).unwrap_or_default();
         let grace = self.config.borrow().orphan_grace_period;
-        Ok((judge(&sights, now, grace, &confirmed), (!asked.is_empty()).then_some(asked)))
+        Ok((judge(&sights, now, grace, &confirmed), asked))
     }
 
     async fn ask(&self) -> Result<Cluster, kube::Error> {
@@ -247,12 +245,16 @@ impl Orphans {
         };
         let machine = cluster.machine_id.as_deref();
         let old_copy = cluster.tombstones.iter().any(|t| t.covers(node, machine, id.as_str()));
+        // A copy that was given up has a tombstone. Without one, whoever speaks for it on another node may mean
+        // this one: the machine has another name by now.
+        let elsewhere = if old_copy { None } else { speaks_elsewhere(id, name, cluster) };
         let in_use = spoken_for.is_none() && self.in_use(held).await?;
         let seen_for = match held.quarantined {
             Some(_) => self.seen.entry(id.clone()).or_insert_with(Instant::now).elapsed(),
             None => Duration::ZERO,
         };
-        Ok(Sight { id: id.clone(), whose, quarantined: held.quarantined, spoken_for, in_use, old_copy, seen_for })
+        let quarantined = held.quarantined;
+        Ok(Sight { id: id.clone(), whose, quarantined, spoken_for, elsewhere, in_use, old_copy, seen_for })
     }
 
     /// Whether the volume is open, mounted, or bound into a pod as a device.
@@ -341,6 +343,20 @@ impl Orphans {
         self.events.warning([Regarding::node(&self.place.node)], ORPHANED, note);
         self.told.insert(id, news);
     }
+}
+
+/// Who speaks for a volume, whatever node they say it is on, with what there is to do.
+fn speaks_elsewhere(id: &VolumeId, name: &VolumeName, cluster: &Cluster) -> Option<String> {
+    let persistent = cluster.persistent.iter().filter_map(Ours::of).find(|pv| pv.stands_for(Some(id), Some(name)));
+    let persistent = persistent
+        .map(|pv| (format!("PersistentVolume {}", pv.object.name_any()), pv.node().unwrap_or_default().to_owned()));
+    let object = cluster.volumes.iter().find(|lv| lv.stands_for(id, name));
+    let object = object.map(|lv| (format!("LogicVolume {}", lv.name_any()), lv.spec.node_name.clone()));
+    let (who, at) = persistent.or(object)?;
+    Some(format!(
+        "{who} speaks for it on node {at}, and no tombstone says that it was given up here. If this machine was node \
+         {at}, let it join the cluster under that name again; if nobody needs this copy, remove it by hand"
+    ))
 }
 
 // The agent looks more often than a quarantine may be short.

@@ -419,3 +419,47 @@ async fn a_deleted_namespace_loses_no_volume_by_itself() {
     assert_eq!(node.volumes().await, [("volume-pvc-2".to_owned(), Bytes::gib(10))]);
     assert!(get(&server, "pvc-2").is_some());
 }
+
+/// The volumes of a machine that joins under another name are what its PersistentVolumes speak of, on a node that
+/// is gone: without a tombstone nobody gave them up.
+#[tokio::test(start_paused = true)]
+async fn the_volumes_of_a_machine_that_joins_under_another_name_are_reported_and_kept() {
+    let server = ApiServer::new();
+    let mut node = one_node(&server).await;
+    let _leader = Leader::start(&server).await;
+    bound(&server, "pvc-1", "n1").await;
+    let mut kept = persistent("pvc-1", "n1", 10);
+    kept["spec"]["persistentVolumeReclaimPolicy"] = json!("Retain");
+    server.put("persistentvolumes", "pvc-1", kept);
+    node.crash().await;
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(server.client());
+    nodes.delete("n1", &DeleteParams::default()).await.unwrap();
+    // The same machine, so the same id.
+    node_object(&server, "n2", "node-2", true, false);
+    let mut renamed = server.object("nodes", "n2").unwrap();
+    renamed["status"]["nodeInfo"]["machineID"] = json!("machine-n1");
+    server.put("nodes", "n2", renamed);
+    node.name = "n2".to_owned();
+    // As an agent did that knew no better.
+    node.start().await;
+    node.engine().set_quarantine(&"volume-pvc-1".parse().unwrap(), Some(1_000_000_000)).await.unwrap();
+    let reported = async || {
+        let nsr = server.object("carina.storage.io/nodestorageresources", "n2")?;
+        let orphan = nsr["status"]["orphans"].as_array()?.first()?.clone();
+        (orphan["state"] == "NeedsConfirmation").then_some(orphan)
+    };
+    let orphan = until_long("it is reported", reported).await;
+    let message = orphan["message"].as_str().unwrap();
+    assert!(message.contains("PersistentVolume pvc-1 speaks for it on node n1"), "{message}");
+    assert!(!message.contains(CONFIRM_ORPHANS), "nobody can confirm it away: {message}");
+    tokio::time::sleep(24 * HOUR).await;
+    assert_eq!(node.volumes().await.len(), 1);
+    // What is to be done helps: under its name all is as it was.
+    node.crash().await;
+    node_object(&server, "n1", "node-1b", true, false);
+    node.name = "n1".to_owned();
+    node.start().await;
+    tokio::time::sleep(24 * HOUR).await;
+    assert_eq!((node.volumes().await.len(), orphans(&server)), (1, vec![]));
+    assert!(get(&server, "pvc-1").is_some_and(|volume| volume.is_success()));
+}

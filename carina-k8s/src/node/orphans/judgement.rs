@@ -30,6 +30,9 @@ pub(super) struct Sight {
     pub(super) quarantined: Option<u64>,
     /// Who speaks for it after all, as the API server just said.
     pub(super) spoken_for: Option<String>,
+    /// Who speaks for it on another node, while no tombstone says that it was given up here: what there is to
+    /// know and to do.
+    pub(super) elsewhere: Option<String>,
     /// Whether it is open, mounted, or its device is handed to a pod.
     pub(super) in_use: bool,
     /// Whether a tombstone says that it is the old copy of a volume that was given up.
@@ -59,8 +62,10 @@ pub(super) enum Verdict {
 /// has confirmed, by [`signature`].
 ///
 /// Rules: what is spoken for or in use is left alone; what was made for another cluster is never touched;
-/// what isn't known to be this cluster's, and more than three new ones at once, wait for a person; the
-/// rest waits out its quarantine. Old copies that a tombstone explains don't count as new.
+/// what is spoken for on another node without a tombstone may be the only copy (of a machine that has another
+/// name now), and waits for a person; what isn't known to be this cluster's, and more than three new ones at
+/// once, wait for a person who may confirm; the rest waits out its quarantine. Old copies that a tombstone
+/// explains don't count as new.
 pub(super) fn judge(sights: &[Sight], now: u64, grace: Duration, confirmed: &[&str]) -> Vec<Verdict> {
     let grace = grace.as_secs();
     let new = sights.iter().filter(|s| is_new(s) && s.whose == Whose::Ours && !s.old_copy).count();
@@ -74,6 +79,13 @@ pub(super) fn judge(sights: &[Sight], now: u64, grace: Duration, confirmed: &[&s
         }
         if let Whose::Another(other) = &sight.whose {
             return Verdict::Report(format!("it was made for cluster {other}; if nobody needs it, remove it by hand"));
+        }
+        if let Some(why) = &sight.elsewhere {
+            return match sight.quarantined {
+                // Put there before it was known; reported at the next look.
+                Some(_) => Verdict::Release(why.clone()),
+                None => Verdict::Report(why.clone()),
+            };
         }
         match sight.quarantined {
             // The clock was set back.
@@ -97,7 +109,7 @@ pub(super) fn judge(sights: &[Sight], now: u64, grace: Duration, confirmed: &[&s
 }
 
 fn is_new(sight: &Sight) -> bool {
-    sight.spoken_for.is_none() && !sight.in_use && sight.quarantined.is_none()
+    sight.spoken_for.is_none() && sight.elsewhere.is_none() && !sight.in_use && sight.quarantined.is_none()
 }
 
 /// The volumes that wait for a person who may confirm them.
@@ -137,6 +149,7 @@ mod tests {
             whose: Whose::Ours,
             quarantined: None,
             spoken_for: None,
+            elsewhere: None,
             in_use: false,
             old_copy: false,
             seen_for: GRACE,
@@ -196,6 +209,20 @@ mod tests {
         assert!(matches!(only(Sight { in_use: true, ..sight("a") }), Verdict::Keep(_)));
     }
 
+    #[test]
+    fn what_is_spoken_for_on_another_node_is_never_quarantined_nor_confirmed() {
+        let elsewhere = Sight { elsewhere: Some("PersistentVolume a on n9".to_owned()), ..sight("a") };
+        let confirmed = signature(&[&elsewhere.id]);
+        let verdicts = judge(std::slice::from_ref(&elsewhere), NOW, GRACE, &[&confirmed]);
+        assert!(matches!(&verdicts[..], [Verdict::Report(_)]), "{verdicts:?}");
+        assert!(matches!(only(Sight { quarantined: Some(0), ..elsewhere.clone() }), Verdict::Release(_)));
+        // It is no sign of trouble for the others.
+        let three = ["b", "c", "d"].map(sight);
+        let all: Vec<Sight> = [elsewhere].into_iter().chain(three).collect();
+        assert_eq!(judge(&all, NOW, GRACE, &[])[1..], [const { Verdict::Quarantine }; 3]);
+        assert!(waiting(&all).is_empty());
+    }
+
     fn any_sight() -> impl Strategy<Value = Sight> {
         let whose = prop_oneof![
             4 => Just(Whose::Ours),
@@ -203,11 +230,12 @@ mod tests {
             1 => Just(Whose::Another("c2".to_owned()))
         ];
         let quarantined = proptest::option::of(0..2 * NOW);
-        (whose, quarantined, any::<[bool; 3]>(), 0..8000u64, 0..1000u32).prop_map(
-            |(whose, quarantined, [spoken, in_use, old_copy], seen, n)| Sight {
+        (whose, quarantined, any::<[bool; 4]>(), 0..8000u64, 0..1000u32).prop_map(
+            |(whose, quarantined, [spoken, in_use, old_copy, elsewhere], seen, n)| Sight {
                 whose,
                 quarantined,
                 spoken_for: (spoken && in_use).then(|| "somebody".to_owned()),
+                elsewhere: (elsewhere && !old_copy).then(|| "somebody elsewhere".to_owned()),
                 in_use: in_use && !spoken,
                 old_copy,
                 seen_for: Duration::from_secs(seen),
@@ -229,12 +257,12 @@ mod tests {
             prop_assert!(fresh <= MOST_AT_ONCE);
             for (sight, verdict) in sights.iter().zip(verdicts) {
                 if verdict == Verdict::Remove {
-                    prop_assert!(sight.spoken_for.is_none() && !sight.in_use);
+                    prop_assert!(sight.spoken_for.is_none() && sight.elsewhere.is_none() && !sight.in_use);
                     prop_assert!(!matches!(sight.whose, Whose::Another(_)));
                     prop_assert!(sight.quarantined.is_some_and(|since| since + grace <= NOW));
                     prop_assert!(sight.seen_for >= Duration::from_secs(600));
                 }
-                if matches!(sight.whose, Whose::Another(_)) {
+                if matches!(sight.whose, Whose::Another(_)) || sight.elsewhere.is_some() {
                     prop_assert!(!matches!(verdict, Verdict::Quarantine | Verdict::Wait(_)));
                 }
             }
