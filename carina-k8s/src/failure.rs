@@ -19,8 +19,11 @@ pub const DELETED: &str = "Deleted";
 pub const QUARANTINED: &str = "Quarantined";
 /// The condition of a volume whose node has left the cluster. The controller's.
 pub const NODE_LOST: &str = "NodeLost";
-/// The conditions that the controller writes: a node's report leaves them as they are.
-pub const OF_THE_CONTROLLER: [&str; 2] = [QUARANTINED, NODE_LOST];
+/// The condition of a volume in quarantine that says whether anybody uses it. Its node's search for orphans
+/// writes it.
+pub const IN_USE: &str = "InUse";
+/// The conditions that are no part of a node's report, which leaves them as they are.
+pub const BESIDE_THE_REPORT: [&str; 3] = [QUARANTINED, NODE_LOST, IN_USE];
 
 /// The word for a class of errors: a condition's reason.
 #[must_use]

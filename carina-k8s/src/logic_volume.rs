@@ -11,6 +11,8 @@ use kube::{CustomResource, KubeSchema, ResourceExt};
 use serde::{Deserialize, Serialize};
 
 use crate::Quantity;
+use crate::condition::condition;
+use crate::failure::QUARANTINED;
 
 /// Keeps a LogicVolume until its node has said what became of the storage.
 pub const FINALIZER: &str = "carina.storage.io/logicvolume";
@@ -150,8 +152,8 @@ pub struct LogicVolumeStatus {
     pub observed_request: Option<String>,
     /// `Ready`: the volume exists and is as asked. `Resized`: it has the size asked for. `Healthy`: only where
     /// it isn't, what is wrong with its storage. `Deleted`: why a deleted object still holds its volume.
-    /// `Quarantined`: nobody speaks for the volume, since when and until when. `NodeLost`: its node has left
-    /// the cluster.
+    /// `Quarantined`: nobody speaks for the volume, since when and until when. `InUse`: only in quarantine,
+    /// whether anybody uses the volume. `NodeLost`: its node has left the cluster.
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
@@ -341,6 +343,18 @@ impl LogicVolume {
     #[must_use]
     pub fn may_delete_storage(&self) -> bool {
         self.metadata.uid.is_some() && self.annotation(DELETE_STORAGE) == self.metadata.uid.as_deref()
+    }
+
+    /// Whether it is in quarantine: nobody speaks for it.
+    #[must_use]
+    pub fn is_quarantined(&self) -> bool {
+        self.condition(QUARANTINED).is_some_and(|condition| condition.status == "True")
+    }
+
+    /// The condition of this type.
+    #[must_use]
+    pub fn condition(&self, about: &str) -> Option<&Condition> {
+        condition(&self.status.as_ref()?.conditions, about)
     }
 
     /// Whether the status answers the object as it is now.

@@ -4,6 +4,7 @@ pub mod agent;
 mod classes;
 mod cluster_id;
 mod decide;
+mod in_use;
 pub mod kubelet;
 mod labels;
 pub mod orphans;

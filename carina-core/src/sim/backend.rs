@@ -365,12 +365,12 @@ impl VolumeBackend for SimBackend {
     async fn delete(&self, id: &VolumeId) -> Result<()> {
         let what = format!("delete {id}");
         let mut course = self.begin(SimOperation::Delete, &what).await?;
+        if self.in_use(id).await? {
+            return Err(Error::InUse(format!(
+                "volume {id} is mounted or held open; unmount it (unstage it) before it is deleted"
+            )));
+        }
         if let Some((file, runner)) = self.file(id) {
-            if loop_device::in_use(&file) {
-                return Err(Error::InUse(format!(
-                    "volume {id} is mounted or held open; unmount it (unstage it) before it is deleted"
-                )));
-            }
             loop_device::detach(runner, &file).await?;
         }
         {
@@ -500,7 +500,8 @@ impl VolumeBackend for SimBackend {
     }
 
     async fn in_use(&self, id: &VolumeId) -> Result<bool> {
-        Ok(self.file(id).is_some_and(|(file, _)| loop_device::in_use(&file)))
+        let open = self.alive("see who uses a volume")?.open.contains(id);
+        Ok(open || self.file(id).is_some_and(|(file, _)| loop_device::in_use(&file)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The simulated hardware: disks, groups and volumes as they stand on them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -154,6 +154,8 @@ pub(super) struct State {
     pub(super) foreign: Vec<Foreign>,
     pub(super) script: Script,
     pub(super) latency: Duration,
+    /// The volumes that somebody has open.
+    pub(super) open: BTreeSet<VolumeId>,
     folder: Option<PathBuf>,
 }
 
@@ -255,6 +257,16 @@ impl SimNode {
     /// Leaves something on the disks that the Go Carina made.
     pub fn put_foreign(&self, foreign: Foreign) {
         self.lock().foreign.push(foreign);
+    }
+
+    /// Somebody has a volume open from now on, or nobody any more.
+    pub fn hold_open(&self, id: &VolumeId, open: bool) {
+        let mut state = self.lock();
+        if open {
+            state.open.insert(id.clone());
+        } else {
+            state.open.remove(id);
+        }
     }
 
     /// A disk drops out; its group fails until it returns.

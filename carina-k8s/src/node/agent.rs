@@ -104,7 +104,8 @@ pub async fn run(
     tasks.spawn(Monitor::new(engine.clone()).with_host(Arc::new(ProcessRunner::new())).run());
     let told = events.clone();
     tasks.spawn(telling::tell(engine.clone(), client.clone(), node.clone(), events.clone(), Arc::clone(&changed)));
-    let volumes = Volumes::new(client.clone(), &node, engine.clone(), events.clone(), Arc::clone(&changed));
+    let volumes = Volumes::new(client.clone(), &node, engine.clone(), events.clone(), Arc::clone(&changed))
+        .with_mounter(Arc::clone(&mounter));
     let place = Place { node: node.clone(), cluster, namespace: options.namespace.clone(), clock: Clock::system() };
     let watched = volumes.watched_in();
     let orphans = Orphans::new(&client, place, engine.clone(), mounter, watched, judged_by, events, found, changed);

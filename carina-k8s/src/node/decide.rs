@@ -16,6 +16,8 @@ pub struct Found {
     pub groups: Vec<DeviceGroup>,
     /// Where there is no volume: what the Go Carina left under that name.
     pub foreign: Option<Foreign>,
+    /// Whether anybody uses the volume; only looked at where the end of a quarantine would remove it.
+    pub in_use: bool,
 }
 
 /// What to do next. Each step ends in a change of the object or of the disks, after which the decision is
@@ -34,6 +36,8 @@ pub enum Decision {
     Adopt(Box<Adoption>),
     /// Remove the volume; then the object may go.
     Delete(VolumeId),
+    /// Cancel its deletion: let the object go without its mark, and keep the volume.
+    Spare(VolumeId),
     /// Let the object go: nothing of it is on this node.
     Release,
     /// Say how it stands.
@@ -73,6 +77,9 @@ fn decide_deleted(object: &LogicVolume, node: &str, found: &Found) -> Decision {
     }
     let marked = object.may_delete_storage();
     match &found.volume {
+        // The mark is the end of a quarantine, which is for what nobody uses. Taken back it can't be; without its
+        // object the volume is an orphan, which has its own quarantine once it isn't in use any more.
+        Some(volume) if marked && found.in_use && object.is_quarantined() => Decision::Spare(volume.id.clone()),
         Some(volume) if marked => Decision::Delete(volume.id.clone()),
         Some(volume) => keep(
             "NotMarked",

@@ -12,18 +12,24 @@ use std::time::Duration;
 
 use carina_core::config::Config;
 use carina_core::{Engine, Error, Holding, VolumeId, VolumeName, VolumeService};
-use carina_csi::{MountedKind, Mounter};
+use carina_csi::Mounter;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{Patch, PatchParams};
 use kube::runtime::reflector::Store;
 use kube::{Api, Client, ResourceExt};
+use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use self::judgement::{SEEN_FOR, Sight, Verdict, Whose, judge, waiting};
+use super::in_use::is_in_use;
 use crate::asked;
 use crate::clock::Clock;
+use crate::condition::{Finding, conditions};
 use crate::event::{ORPHAN_RELEASED, ORPHAN_REMOVED, ORPHANED, Recorder, Regarding};
+use crate::failure::IN_USE;
 use crate::logic_volume::LogicVolume;
 use crate::node_storage::{CONFIRM_ORPHANS, NodeStorageResource, OrphanFigures, OrphanState};
 use crate::persistent_volume::Ours;
@@ -144,7 +150,9 @@ impl Orphans {
         };
         // An ephemeral volume follows its pod, and never had an object.
         let held = self.engine.holdings().await?.into_iter().filter(|held| held.volume.ephemeral.is_none());
-        let (kept, missing): (Vec<_>, Vec<_>) = held.partition(speaks);
+        let held: Vec<Holding> = held.collect();
+        self.say_in_use(&known, &held).await;
+        let (kept, missing): (Vec<_>, Vec<_>) = held.into_iter().partition(speaks);
         for held in kept.iter().filter(|held| held.quarantined.is_some()) {
             let why = "its LogicVolume is there again".to_owned();
             self.carry_out(held, Verdict::Release(why)).await;
@@ -257,16 +265,53 @@ impl Orphans {
         Ok(Sight { id: id.clone(), whose, quarantined, spoken_for, elsewhere, in_use, old_copy, seen_for })
     }
 
-    /// Whether the volume is open, mounted, or bound into a pod as a device.
     async fn in_use(&self, held: &Holding) -> Result<bool, Error> {
-        if self.engine.in_use(&held.volume.id).await? {
-            return Ok(true);
+        is_in_use(&self.engine, &*self.mounter, &held.volume).await
+    }
+
+    /// Says on the LogicVolumes of this node that are in quarantine whether anybody uses their volumes: the
+    /// controller lets none go that is in use. Written only when it changes.
+    async fn say_in_use(&self, known: &[Arc<LogicVolume>], held: &[Holding]) {
+        let here =
+            |lv: &&Arc<LogicVolume>| lv.spec.node_name == self.place.node && lv.metadata.deletion_timestamp.is_none();
+        for lv in known.iter().filter(here) {
+            let said = lv.condition(IN_USE);
+            if said.is_none() && !lv.is_quarantined() {
+                continue;
+            }
+            let found = held.iter().find(|held| lv.stands_for(&held.volume.id, &held.volume.name));
+            let in_use = match found {
+                // In doubt it is.
+                Some(held) => self.in_use(held).await.unwrap_or_else(|error| {
+                    tracing::warn!(volume = %lv.name_any(), "it cannot be told whether it is in use: {error}");
+                    true
+                }),
+                None => false,
+            };
+            let finding = in_use_finding(in_use);
+            let findings = if lv.is_quarantined() { std::slice::from_ref(&finding) } else { &[] };
+            if said.map(|said| said.status == "True") == findings.first().map(|finding| finding.holds) {
+                continue;
+            }
+            if let Err(error) = self.write_in_use(lv, findings).await {
+                tracing::warn!(volume = %lv.name_any(), "whether it is in use was not written: {error}");
+            } else if in_use && lv.is_quarantined() {
+                tracing::warn!(volume = %lv.name_any(), "{}", finding.message);
+                self.events.warning(Regarding::volume_and_claim(lv), ORPHANED, finding.message);
+            }
         }
-        let Some(device) = &held.volume.device else { return Ok(false) };
-        let Ok(number) = self.mounter.device_number(device).await else { return Ok(false) };
-        let mounts = self.mounter.mounts().await?;
-        let counts = |kind| matches!(kind, MountedKind::Filesystem | MountedKind::DeviceNode);
-        Ok(mounts.iter().any(|mount| mount.device == number && counts(mount.kind)))
+    }
+
+    async fn write_in_use(&self, lv: &LogicVolume, findings: &[Finding]) -> Result<(), kube::Error> {
+        let before = lv.status.iter().flat_map(|status| &status.conditions);
+        let (old, mut all): (Vec<Condition>, Vec<Condition>) = before.cloned().partition(|c| c.type_ == IN_USE);
+        all.extend(conditions(&old, findings, lv.metadata.generation, self.place.clock.now()));
+        // With the version: the list is written whole, and others write to it too.
+        let patch = json!({
+            "metadata": { "uid": lv.metadata.uid, "resourceVersion": lv.metadata.resource_version },
+            "status": { "conditions": all },
+        });
+        self.volumes.patch_status(&lv.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
     }
 
     /// Does what was judged; what there is to publish of it.
@@ -342,6 +387,16 @@ impl Orphans {
         tracing::warn!("{note}");
         self.events.warning([Regarding::node(&self.place.node)], ORPHANED, note);
         self.told.insert(id, news);
+    }
+}
+
+fn in_use_finding(in_use: bool) -> Finding {
+    if in_use {
+        let message = "the volume is open or mounted, so it is not removed; its quarantine begins anew when nobody \
+                       uses it any more";
+        Finding::good(IN_USE, "OpenOrMounted", message)
+    } else {
+        Finding::bad(IN_USE, "NotInUse", "nobody uses the volume; its quarantine takes its time from then on")
     }
 }
 

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::condition::{Finding, conditions};
 use crate::event::{CREATE_FAILED, CREATE_SUCCESS, DELETE_FAILED, EXPAND_FAILED, EXPAND_SUCCESS, VOLUME_KEPT};
-use crate::failure::{DELETED, HEALTHY, OF_THE_CONTROLLER, READY, RESIZED, reason, record};
+use crate::failure::{BESIDE_THE_REPORT, DELETED, HEALTHY, READY, RESIZED, reason, record};
 use crate::logic_volume::{FAILED, LogicVolume, LogicVolumeStatus, REQUESTED_AT, SUCCESS};
 
 /// How a LogicVolume stands.
@@ -127,7 +127,7 @@ impl Verdict {
             status.message = self.trouble().map(|finding| finding.message.clone());
         }
         status.conditions = conditions(&before.conditions, &findings, object.metadata.generation, now);
-        let others = before.conditions.into_iter().filter(|c| OF_THE_CONTROLLER.contains(&c.type_.as_str()));
+        let others = before.conditions.into_iter().filter(|c| BESIDE_THE_REPORT.contains(&c.type_.as_str()));
         status.conditions.extend(others);
         status
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use carina_core::{Engine, Error, Event, Reason, Subject, Volume, VolumeId, VolumeService};
+use carina_csi::Mounter;
 use futures::{Future, StreamExt, stream};
 use jiff::Timestamp;
 use kube::api::{Api, ListParams, Patch, PatchParams};
@@ -11,16 +12,17 @@ use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::Store;
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 
 use super::decide::{Decision, Found, decide};
+use super::in_use::is_in_use;
 use super::verdict::Verdict;
 use crate::access::{NODE, explain, explain_watch};
 use crate::condition::Finding;
-use crate::event::{ADOPTED, CREATE_SUCCESS, DELETE_SUCCESS, Recorder, Regarding};
+use crate::event::{ADOPTED, CREATE_SUCCESS, DELETE_SUCCESS, Recorder, Regarding, VOLUME_KEPT};
 use crate::failure::{DELETED, READY, RESIZED, reason};
-use crate::logic_volume::{FINALIZER, LogicVolume};
+use crate::logic_volume::{DELETE_STORAGE, FINALIZER, LogicVolume};
 
 /// How soon a volume with another operation in flight is looked at again.
 const WHEN_BUSY: Duration = Duration::from_secs(1);
@@ -44,6 +46,8 @@ pub struct Volumes {
     api: Api<LogicVolume>,
     events: Recorder,
     changed: Arc<Notify>,
+    /// What says whether a volume is mounted, beside the engine.
+    mounter: Option<Arc<dyn Mounter>>,
     /// The objects as they are watched, once they are.
     store: watch::Sender<Option<Store<LogicVolume>>>,
 }
@@ -65,8 +69,15 @@ impl Volumes {
             client,
             node: node.into(),
             changed,
+            mounter: None,
             store: watch::Sender::new(None),
         }
+    }
+
+    /// The same with what mounts the volumes of this node.
+    #[must_use]
+    pub fn with_mounter(self, mounter: Arc<dyn Mounter>) -> Self {
+        Self { mounter: Some(mounter), ..self }
     }
 
     /// Where the LogicVolumes of this node can be looked up, once they are watched.
@@ -244,6 +255,7 @@ impl Volumes {
                     }
                 }
             }
+            Decision::Spare(id) => self.spare(object, &id).await?,
             Decision::Release => self.release(object).await?,
             Decision::Report(verdict) => self.report(object, *verdict).await?,
         };
@@ -271,7 +283,12 @@ impl Volumes {
             Some(_) => None,
             None => self.engine.foreign().await?.into_iter().find(|foreign| foreign.is_called(&name)),
         };
-        Ok(Found { volume: found, groups, foreign })
+        let ending = object.metadata.deletion_timestamp.is_some() && object.is_quarantined();
+        let in_use = match found.as_ref().filter(|_| ending) {
+            Some(volume) => self.in_use(volume).await?,
+            None => false,
+        };
+        Ok(Found { volume: found, groups, foreign, in_use })
     }
 
     /// Writes the status if it says something new, and tells of what changed for a person.
@@ -299,6 +316,34 @@ impl Volumes {
         Ok(wait)
     }
 
+    async fn in_use(&self, volume: &Volume) -> Result<bool, Error> {
+        match &self.mounter {
+            Some(mounter) => is_in_use(&self.engine, &**mounter, volume).await,
+            None => self.engine.in_use(&volume.id).await,
+        }
+    }
+
+    /// Lets the object go without the mark on it: whatever holds it otherwise, its volume stays.
+    async fn spare(&self, object: &LogicVolume, id: &VolumeId) -> Result<Action, ReconcileError> {
+        let others: Vec<&String> = object.finalizers().iter().filter(|f| *f != FINALIZER).collect();
+        let patch = json!({ "metadata": {
+            "resourceVersion": object.metadata.resource_version,
+            "annotations": { DELETE_STORAGE: null },
+            "finalizers": others,
+        }});
+        let wait = self.write(object, &patch).await?;
+        let note = format!(
+            "the quarantine of volume {id} is over, and it is open or mounted on node {}: it is kept with its data. \
+             Once nobody uses it any more, it waits out another quarantine there; to keep it, make its \
+             PersistentVolume again",
+            self.node
+        );
+        tracing::warn!("{note}");
+        let about = Regarding::volume_and_claim(object).into_iter().chain([Regarding::node(&self.node)]);
+        self.events.warning(about, VOLUME_KEPT, note);
+        Ok(wait)
+    }
+
     /// Lets the object go.
     async fn release(&self, object: &LogicVolume) -> Result<Action, ReconcileError> {
         let others = object.finalizers().iter().map(String::as_str).filter(|f| *f != FINALIZER).collect();
@@ -309,7 +354,11 @@ impl Volumes {
         let patch = json!({
             "metadata": { "resourceVersion": object.metadata.resource_version, "finalizers": finalizers },
         });
-        match self.api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+        self.write(object, &patch).await
+    }
+
+    async fn write(&self, object: &LogicVolume, patch: &Value) -> Result<Action, ReconcileError> {
+        match self.api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
             Ok(_) => Ok(Action::await_change()),
             Err(kube::Error::Api(refused)) if refused.code == 404 => Ok(Action::await_change()),
             Err(kube::Error::Api(refused)) if refused.code == 409 => Ok(Action::requeue(AFTER_ERROR)),

@@ -463,3 +463,50 @@ async fn the_volumes_of_a_machine_that_joins_under_another_name_are_reported_and
     assert_eq!((node.volumes().await.len(), orphans(&server)), (1, vec![]));
     assert!(get(&server, "pvc-1").is_some_and(|volume| volume.is_success()));
 }
+
+/// The PersistentVolume is taken away by force under a running pod: for as long as the pod runs, and for a whole
+/// quarantine after it, the data stays.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_a_pod_uses_stays_in_quarantine_for_as_long_as_it_does() {
+    let server = ApiServer::new();
+    let node = one_node(&server).await;
+    let _leader = Leader::start(&server).await;
+    for name in ["pvc-1", "pvc-2"] {
+        bound(&server, name, "n1").await;
+    }
+    let (used, late) = ("volume-pvc-1".parse().unwrap(), "volume-pvc-2".parse().unwrap());
+    node.disks.hold_open(&used, true);
+    for name in ["pvc-1", "pvc-2"] {
+        delete_pv(&server, name).await;
+    }
+    let says = |name: &str| condition(&get(&server, name)?.status?.conditions, "InUse").map(|c| c.status.clone());
+    until_long("it is said to be in use", async || says("pvc-1").filter(|word| word == "True")).await;
+    until_long("the other isn't", async || says("pvc-2").filter(|word| word == "False")).await;
+    // Written once: nothing changes.
+    server.take_requests();
+    tokio::time::sleep(HOUR).await;
+    let beyond: Vec<String> = server.take_requests().into_iter().filter(|r| !r.ends_with("?watch")).collect();
+    assert_eq!(beyond, Vec::<String>::new());
+    tokio::time::sleep(HOUR / 2).await;
+    // The end of its quarantine is written, as the controller does, when somebody has just opened it.
+    node.disks.hold_open(&late, true);
+    let mark = json!({"metadata": {"annotations": {DELETE_STORAGE: get(&server, "pvc-2").unwrap().metadata.uid}}});
+    lvs(&server).patch("pvc-2", &PatchParams::default(), &Patch::Merge(mark)).await.unwrap();
+    lvs(&server).delete("pvc-2", &DeleteParams::default()).await.unwrap();
+    until_long("the object goes", async || get(&server, "pvc-2").is_none().then_some(())).await;
+    tokio::time::sleep(24 * HOUR).await;
+    assert_eq!(node.volumes().await.len(), 2);
+    assert!(get(&server, "pvc-1").is_some_and(|volume| !volume.may_delete_storage()));
+    assert_eq!(orphans(&server), [], "what is in use is none");
+    let told = |reason: &str| server.objects("events.k8s.io/events").iter().any(|event| event["reason"] == reason);
+    assert!(told("VolumeKept"));
+    for id in [&used, &late] {
+        node.disks.hold_open(id, false);
+    }
+    until_long("its time begins", async || says("pvc-1").filter(|word| word == "False")).await;
+    tokio::time::sleep(HOUR + HOUR / 2).await;
+    assert_eq!(node.volumes().await.len(), 2, "each has a whole quarantine from then on");
+    tokio::time::sleep(HOUR + HOUR / 2).await;
+    assert_eq!(node.volumes().await, []);
+    assert!(get(&server, "pvc-1").is_none());
+}

@@ -7,7 +7,7 @@ use carina_core::sim::{SimBackend, SimDisk, SimNode};
 use carina_core::{
     Bytes, Engine, GroupName, Medium, MostRoom, PlanStep, PlannedDisk, Retry, VolumeBackend, VolumeType,
 };
-use carina_csi::MemoryMounter;
+use carina_csi::{MemoryMounter, Mounter};
 use carina_k8s::clock::Clock;
 use carina_k8s::event::Recorder;
 use carina_k8s::node::orphans::{Orphans, Place};
@@ -83,14 +83,15 @@ impl Node {
         let told = tell(engine.clone(), client.clone(), self.name.clone(), events.clone(), Arc::clone(&changed));
         let found = watch::Sender::new(Vec::new());
         let publisher = publisher.with_orphans(found.subscribe());
-        let volumes = Volumes::new(client.clone(), &self.name, engine.clone(), events.clone(), Arc::clone(&changed));
         let place = Place {
             node: self.name.clone(),
             cluster: Some(CLUSTER.to_owned()),
             namespace: "kube-system".to_owned(),
             clock: clock(),
         };
-        let mounter = Arc::new(MemoryMounter::new(Arc::new(engine.clone())));
+        let mounter: Arc<dyn Mounter> = Arc::new(MemoryMounter::new(Arc::new(engine.clone())));
+        let volumes = Volumes::new(client.clone(), &self.name, engine.clone(), events.clone(), Arc::clone(&changed))
+            .with_mounter(Arc::clone(&mounter));
         let config = watch::Sender::new(crate::orphans::config()).subscribe();
         let watched = volumes.watched_in();
         let orphans = Orphans::new(&client, place, engine.clone(), mounter, watched, config, events, found, changed);

@@ -32,7 +32,7 @@ use crate::event::{
     NODE_DELETED, ORPHAN_RELEASED, ORPHANED, REBUILD_CANCELLED, REBUILD_REFUSED, REBUILD_STARTED, REBUILD_WAITS,
     REBUILT, RESTORED, Recorder, Regarding,
 };
-use crate::failure::{NODE_LOST, QUARANTINED};
+use crate::failure::{IN_USE, NODE_LOST, QUARANTINED};
 use crate::logic_volume::{
     BOUND, DELETE_STORAGE, FINALIZER, LogicVolume, MACHINE_ID, NODE_UID, REBUILT_FROM, RECLAIM_POLICY, REPLACEMENT,
     object_name,
@@ -273,8 +273,8 @@ impl Acting {
         let keep = format!("annotate this object with {RECLAIM_POLICY}={RETAIN}");
         let message = if volume.annotation(BOUND).is_some() {
             format!(
-                "no PersistentVolume speaks for the volume any more; it is removed with its data after {until}. To \
-                 keep it, make its PersistentVolume again (volumeHandle {id}), or {keep}"
+                "no PersistentVolume speaks for the volume any more; it is removed with its data after {until}, or \
+                 later if it is in use. To keep it, make its PersistentVolume again (volumeHandle {id}), or {keep}"
             )
         } else {
             format!(
@@ -309,7 +309,12 @@ impl Acting {
 
     /// Marks the storage for deletion and deletes the object: its node removes both.
     async fn expire(&self, volume: &LogicVolume) -> Result<(), kube::Error> {
+        // As it was decided on.
+        let seen_in_use = volume.condition(IN_USE);
         let Some(volume) = self.confirmed_orphan(volume).await? else { return Ok(()) };
+        if volume.is_quarantined() && volume.condition(IN_USE) != seen_in_use {
+            return Ok(());
+        }
         let note =
             format!("no PersistentVolume speaks for the volume, so it is removed from node {}", volume.spec.node_name);
         tracing::warn!(volume = %volume.name_any(), "{note}");

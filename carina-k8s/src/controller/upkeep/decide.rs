@@ -37,8 +37,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
-use crate::condition::condition;
-use crate::failure::{NODE_LOST, QUARANTINED};
+use crate::failure::{IN_USE, NODE_LOST, QUARANTINED};
 use crate::logic_volume::{
     BOUND, FINALIZER, LogicVolume, MACHINE_ID, NEW_CLAIM, NODE_UID, REBUILT_FROM, RECLAIM_POLICY, REPLACEMENT,
 };
@@ -183,8 +182,9 @@ pub(super) fn decide(seen: &Seen<'_>, orphans: bool) -> Step {
         (Some(volume), _) if volume.annotation(NEW_CLAIM).is_some() => Step::RenewClaim,
         (Some(volume), pv) if volume.metadata.deletion_timestamp.is_some() => decide_deleted(seen, volume, pv),
         (Some(volume), pv) if volume.may_delete_storage() => match (pv, &seen.node) {
-            // Marked for deletion and not deleted: whoever did it was cut, unless a call is about to.
-            (None, _) if orphans => Step::Expire,
+            // Marked for deletion and not deleted: whoever did it was cut, unless a call is about to. Meanwhile
+            // somebody may use what was in quarantine.
+            (None, _) if orphans && (!volume.is_quarantined() || is_over(seen, volume)) => Step::Expire,
             _ => Step::Rest,
         },
         (Some(volume), pv) if volume.annotation(REPLACEMENT).is_some() => decide_replacement(volume, pv),
@@ -249,7 +249,7 @@ fn decide_there(seen: &Seen<'_>, volume: &LogicVolume, pv: Option<Ours<'_>>, orp
     if let Standing::Leaving(until) = seen.node {
         return tell_lost(volume, Some(until));
     }
-    if has(volume, NODE_LOST).is_some() {
+    if volume.condition(NODE_LOST).is_some() {
         return Step::TellReturned;
     }
     let Some(pv) = pv else {
@@ -257,7 +257,7 @@ fn decide_there(seen: &Seen<'_>, volume: &LogicVolume, pv: Option<Ours<'_>>, orp
         let unused = volume.annotation(REBUILT_FROM).is_some() && volume.annotation(BOUND).is_none();
         return if unused && orphans { Step::Expire } else { decide_orphan(seen, volume, orphans) };
     };
-    if has(volume, QUARANTINED).is_some() {
+    if volume.condition(QUARANTINED).is_some() {
         return Step::Release;
     }
     match Rebuilding::of(pv) {
@@ -289,11 +289,25 @@ fn decide_orphan(seen: &Seen<'_>, volume: &LogicVolume, orphans: bool) -> Step {
     if !orphans || retained || !(volume.annotation(BOUND).is_some() || is_left_behind(seen, volume)) {
         return Step::Rest;
     }
-    match has(volume, QUARANTINED).filter(|condition| condition.status == "True") {
-        Some(condition) if condition.last_transition_time.0 + seen.grace <= seen.now => Step::Expire,
-        Some(_) => Step::Rest,
-        None => Step::Quarantine,
+    match volume.is_quarantined() {
+        true if is_over(seen, volume) => Step::Expire,
+        true => Step::Rest,
+        false => Step::Quarantine,
     }
+}
+
+/// Whether the quarantine of a volume is over: for all its time nobody spoke for it, nor used it.
+fn is_over(seen: &Seen<'_>, volume: &LogicVolume) -> bool {
+    let Some(quarantined) = volume.condition(QUARANTINED) else { return false };
+    // Of what nothing was said nothing is known. On a node that is given up nothing runs, and nobody is there to
+    // say so.
+    let idle = volume.condition(IN_USE).filter(|condition| condition.status == "False");
+    let since = match idle {
+        _ if seen.node.is_given_up() => quarantined.last_transition_time.0,
+        Some(idle) => quarantined.last_transition_time.0.max(idle.last_transition_time.0),
+        None => return false,
+    };
+    since + seen.grace <= seen.now
 }
 
 /// Whether a volume was made for a claim that nobody made a PersistentVolume for in all this time: the claim was
@@ -319,17 +333,14 @@ fn record(seen: &Seen<'_>, volume: &LogicVolume, pv: Ours<'_>) -> Step {
 
 fn tell_lost(volume: &LogicVolume, until: Option<Timestamp>) -> Step {
     let reason = if until.is_some() { LEAVING } else { LOST };
-    if has(volume, NODE_LOST).is_some_and(|told| told.reason == reason) { Step::Rest } else { Step::TellLost(until) }
+    if volume.condition(NODE_LOST).is_some_and(|told| told.reason == reason) {
+        Step::Rest
+    } else {
+        Step::TellLost(until)
+    }
 }
 
 /// The reason of the condition while the time of grace runs.
 pub(super) const LEAVING: &str = "NodeDeleted";
 /// The reason of the condition when it is over.
 pub(super) const LOST: &str = "NodeLost";
-
-fn has<'a>(
-    volume: &'a LogicVolume,
-    about: &str,
-) -> Option<&'a k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
-    condition(&volume.status.as_ref()?.conditions, about)
-}

@@ -13,7 +13,8 @@ use serde_json::json;
 use super::claim::{NewClaim, Next, is_not_for};
 use super::decide::{REBUILDING, Rebuilding, Seen, Standing, Step, decide};
 use super::replacement::{others, replacement};
-use crate::failure::QUARANTINED;
+use crate::condition::{Finding, conditions};
+use crate::failure::{IN_USE, QUARANTINED};
 use crate::logic_volume::{
     DELETE_STORAGE, FAILED, FINALIZER, LogicVolume, LogicVolumeStatus, NEW_CLAIM, REBUILT_FROM, REPLACEMENT, SUCCESS,
 };
@@ -34,6 +35,8 @@ struct Node {
     /// What is on its disks: the serial of each making, the newest last.
     copy: Option<u32>,
     quarantined: Option<Timestamp>,
+    /// Somebody has the copy open.
+    open: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -115,6 +118,8 @@ enum Happens {
         force: bool,
     },
     PersistentVolumeDeletedByForce,
+    /// Somebody has the volume open on the first node from now on, or nobody any more.
+    Open(bool),
     Provisioner,
     Time(i64),
 }
@@ -122,7 +127,8 @@ enum Happens {
 impl World {
     fn new() -> Self {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
-        let node = |i| Node { there: Some(i), away_since: now, agent: true, copy: None, quarantined: None };
+        let node =
+            |i| Node { there: Some(i), away_since: now, agent: true, copy: None, quarantined: None, open: false };
         let mut world = Self {
             now,
             serial: 10,
@@ -454,7 +460,7 @@ impl World {
             let Some(copy) = node.copy else { return };
             let at = self.nodes.get_mut(name).unwrap();
             match at.quarantined {
-                _ if pv_speaks => at.quarantined = None,
+                _ if pv_speaks || at.open => at.quarantined = None,
                 None => at.quarantined = Some(self.now),
                 Some(since) if since + GRACE <= self.now => {
                     (at.copy, at.quarantined) = (None, None);
@@ -466,8 +472,28 @@ impl World {
         }
         self.nodes.get_mut(name).unwrap().quarantined = None;
         let Some(mut volume) = self.volume.clone().filter(|v| v.spec.node_name == name) else { return };
+        // The search for orphans says whether it is in use.
+        let says =
+            volume.is_quarantined().then(|| Finding { holds: node.open, ..Finding::good(IN_USE, "OpenOrMounted", "") });
+        let said = volume.condition(IN_USE).map(|condition| condition.status == "True");
+        if volume.metadata.deletion_timestamp.is_none() && said != says.as_ref().map(|finding| finding.holds) {
+            let all = &mut volume.status.get_or_insert_default().conditions;
+            let (old, mut new): (Vec<_>, Vec<_>) = all.iter().cloned().partition(|c| c.type_ == IN_USE);
+            new.extend(conditions(&old, says.as_slice(), None, self.now));
+            *all = new;
+            self.store(volume);
+            return;
+        }
         let held = volume.finalizers().iter().any(|f| f == FINALIZER);
         match (volume.metadata.deletion_timestamp.is_some(), volume.may_delete_storage()) {
+            // The quarantine's end spares what is in use; DeleteVolume waits until it may.
+            (true, true) if node.open && node.copy.is_some() => {
+                if volume.is_quarantined() {
+                    volume.metadata.finalizers = None;
+                    volume.annotations_mut().remove(DELETE_STORAGE);
+                    self.store(volume);
+                }
+            }
             (true, true) => {
                 if let Some(copy) = node.copy {
                     self.removed.push((copy, true));
@@ -572,6 +598,7 @@ impl World {
                 }
             }
             Happens::PersistentVolumeDeletedByForce => self.persistent = None,
+            Happens::Open(open) => self.nodes.get_mut("n1").unwrap().open = open,
             Happens::Provisioner => self.provisioner(),
             Happens::Time(minutes) => self.now += SignedDuration::from_mins(minutes),
         }
@@ -724,6 +751,74 @@ proptest! {
     }
 }
 
+proptest! {
+    /// A volume that nobody speaks for stays while it is open, however often it is opened and closed, and goes no
+    /// sooner than a whole quarantine after its node last saw it open.
+    #[test]
+    fn what_nobody_speaks_for_stays_for_a_quarantine_after_it_was_in_use(
+        events in proptest::collection::vec(prop_oneof![
+            6 => (any::<bool>(), any::<bool>()).prop_map(|(orphans, fresh)| Happens::Leader { orphans, fresh }),
+            6 => Just(Happens::Agent(0)),
+            3 => any::<bool>().prop_map(Happens::Open),
+            3 => prop_oneof![Just(11i64), Just(60 * 24), Just(60 * 73)].prop_map(Happens::Time),
+            1 => Just(Happens::VolumeDeleted { force: true }),
+        ], 0..80)
+    ) {
+        let mut world = World::new();
+        world.happen(&Happens::PersistentVolumeDeletedByForce);
+        let mut seen_open: Option<Timestamp> = None;
+        for event in &events {
+            world.happen(event);
+            let open = world.nodes["n1"].open;
+            if matches!(event, Happens::Agent(_)) && open {
+                seen_open = Some(world.now);
+            }
+            if !world.removed.is_empty() {
+                prop_assert!(!open && seen_open.is_none_or(|at| at + GRACE <= world.now), "{:?}", world.now);
+                break;
+            }
+        }
+        // In the end nobody uses it.
+        world.happen(&Happens::Open(false));
+        world.settle();
+        if world.volume.is_some() {
+            world.happen(&Happens::VolumeDeleted { force: true });
+            world.settle();
+        }
+        prop_assert_eq!(world.copies(), Vec::<&str>::new());
+    }
+}
+
+#[test]
+fn a_quarantine_rests_while_the_volume_is_in_use_and_begins_anew_then() {
+    let mut world = World::new();
+    world.persistent = None;
+    world.happen(&Happens::Open(true));
+    assert_eq!(world.leader(true, true), Step::Quarantine);
+    world.now += GRACE * 2;
+    assert_eq!(world.leader(true, true), Step::Rest, "its node has said nothing yet");
+    world.agent("n1");
+    world.now += GRACE * 2;
+    assert_eq!(world.leader(true, true), Step::Rest);
+    world.happen(&Happens::Open(false));
+    world.agent("n1");
+    world.now += GRACE - SignedDuration::from_mins(1);
+    assert_eq!(world.leader(true, true), Step::Rest);
+    world.now += SignedDuration::from_mins(1);
+    // Somebody is quicker than the node's next look.
+    world.happen(&Happens::Open(true));
+    while world.volume.as_ref().is_some_and(|volume| volume.metadata.deletion_timestamp.is_none()) {
+        assert_eq!(world.leader(true, true), Step::Expire);
+    }
+    world.agent("n1");
+    assert_eq!((&world.volume, world.copies()), (&None, vec!["n1"]), "the object goes, and the data stays");
+    world.settle();
+    assert_eq!(world.copies(), ["n1"]);
+    world.happen(&Happens::Open(false));
+    world.settle();
+    assert_eq!(world.copies(), Vec::<&str>::new());
+}
+
 #[test]
 fn somebody_who_deletes_the_persistent_volume_has_three_days_to_think_again() {
     let mut world = World::new();
@@ -777,6 +872,7 @@ fn a_volume_that_nobody_ever_bound_goes_after_two_times_of_grace() {
     world.now += SignedDuration::from_mins(1);
     assert_eq!(world.leader(false, true), Step::Rest);
     assert_eq!(world.leader(true, true), Step::Quarantine);
+    world.agent("n1");
     world.now += GRACE - SignedDuration::from_mins(1);
     assert_eq!(world.leader(true, true), Step::Rest);
     world.now += SignedDuration::from_mins(1);

@@ -5,6 +5,7 @@ use kube::ResourceExt;
 use proptest::prelude::*;
 
 use super::*;
+use crate::failure::QUARANTINED;
 use crate::logic_volume::{CACHE_RATIO, LogicVolumeStatus, REQUESTED_AT, VOLUME_TYPE};
 
 const NODE: &str = "n1";
@@ -59,6 +60,7 @@ fn found(volume: Option<Volume>) -> Found {
     Found {
         volume,
         foreign: None,
+        in_use: false,
         groups: vec![group(GroupName::hdd(), Medium::Hdd), group(GroupName::ssd(), Medium::Ssd)],
     }
 }
@@ -187,11 +189,29 @@ fn a_missing_volume_stays_on_record() {
     assert_eq!(reason_of(decide(&missing, NODE, &found(None))), "VolumeMissing", "also the next time");
 }
 
+#[test]
+fn the_end_of_a_quarantine_spares_what_is_in_use() {
+    let quarantined = Finding::good(QUARANTINED, "NoPersistentVolume", "");
+    let mut object = deleted(object(), true);
+    let used = Found { in_use: true, ..found(Some(volume(Bytes::gib(10)))) };
+    assert!(matches!(decide(&object, NODE, &used), Decision::Delete(_)), "DeleteVolume waits until it may");
+    let conditions = crate::condition::conditions(&[], &[quarantined], None, Timestamp::UNIX_EPOCH);
+    object.status = Some(LogicVolumeStatus { conditions, ..LogicVolumeStatus::default() });
+    assert!(matches!(decide(&object, NODE, &used), Decision::Spare(_)));
+    assert!(matches!(decide(&object, NODE, &Found { in_use: false, ..used }), Decision::Delete(_)));
+}
+
 fn any_status() -> impl Strategy<Value = Option<LogicVolumeStatus>> {
     let word = prop_oneof![Just(None), Just(Some("Success")), Just(Some("Failed"))];
     let node = prop_oneof![Just(None), Just(Some("n1")), Just(Some("n2"))];
     let status =
-        (word, node, any::<bool>(), any::<bool>()).prop_map(|(word, node, made, answered)| LogicVolumeStatus {
+        (word, node, any::<[bool; 3]>()).prop_map(|(word, node, [made, answered, quarantined])| LogicVolumeStatus {
+            conditions: if quarantined {
+                let finding = Finding::good(QUARANTINED, "NoPersistentVolume", "");
+                crate::condition::conditions(&[], &[finding], None, Timestamp::UNIX_EPOCH)
+            } else {
+                Vec::new()
+            },
             status: word.map(str::to_owned),
             node_name: node.map(str::to_owned),
             volume_id: made.then(|| "volume-pvc-1".to_owned()),
@@ -227,8 +247,8 @@ fn any_object() -> impl Strategy<Value = LogicVolume> {
 
 fn any_found() -> impl Strategy<Value = Found> {
     let volume = proptest::option::of((5u64..30).prop_map(|gib| volume(Bytes::gib(gib))));
-    (volume, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(volume, there, well, left)| {
-        let mut found = found(volume);
+    (volume, any::<[bool; 4]>()).prop_map(|(volume, [there, well, left, in_use])| {
+        let mut found = Found { in_use, ..found(volume) };
         found.foreign = foreign("volume-pvc-1").foreign.filter(|_| left && found.volume.is_none());
         if !well {
             found.groups[1].health = Health::Failed { evidence: "a disk is gone".to_owned() };
@@ -248,9 +268,10 @@ proptest! {
         let marked = object.annotation(DELETE_STORAGE) == Some("u1");
         match &decision {
             Decision::Delete(id) => {
-                prop_assert!(deleted && marked);
+                prop_assert!(deleted && marked && !(found.in_use && object.is_quarantined()));
                 prop_assert_eq!(Some(id), found.volume.as_ref().map(|v| &v.id));
             }
+            Decision::Spare(_) => prop_assert!(deleted && marked && found.in_use && object.is_quarantined()),
             Decision::Release => prop_assert!(deleted && found.volume.is_none()),
             Decision::Create(_) => {
                 prop_assert!(found.volume.is_none() && found.foreign.is_none());
