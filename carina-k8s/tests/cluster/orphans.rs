@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use carina_core::config::Config;
+use carina_core::sim::{self, SimOperation};
 use carina_core::{Bytes, GroupName, SizeRange, Strategy, VolumeRequest};
 use carina_k8s::LogicVolume;
 use carina_k8s::condition::condition;
@@ -509,4 +510,22 @@ async fn a_volume_that_a_pod_uses_stays_in_quarantine_for_as_long_as_it_does() {
     tokio::time::sleep(HOUR + HOUR / 2).await;
     assert_eq!(node.volumes().await, []);
     assert!(get(&server, "pvc-1").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_made_goes_when_nobody_asks_for_it_any_more() {
+    let server = ApiServer::new();
+    let node = one_node(&server).await;
+    let _leader = Leader::start(&server).await;
+    node.disks.inject(SimOperation::Create, sim::Fault::FailBefore { transient: false });
+    lvs(&server).create(&PostParams::default(), &object("pvc-1", "n1", 10)).await.unwrap();
+    until("it failed", async || {
+        let status = get(&server, "pvc-1")?.status?;
+        (status.status.as_deref() == Some("Failed")).then_some(())
+    })
+    .await;
+    until_long("it is in quarantine", async || get(&server, "pvc-1").filter(LogicVolume::is_quarantined)).await;
+    tokio::time::sleep(3 * HOUR).await;
+    assert!(get(&server, "pvc-1").is_none());
+    assert_eq!(node.volumes().await, []);
 }

@@ -310,11 +310,11 @@ fn is_over(seen: &Seen<'_>, volume: &LogicVolume) -> bool {
     since + seen.grace <= seen.now
 }
 
-/// Whether a volume was made for a claim that nobody made a PersistentVolume for in all this time: the claim was
-/// deleted meanwhile, and csi-provisioner didn't live to hear of it. Nothing was ever written to it.
+/// Whether nobody made a PersistentVolume for it in all this time: its claim was deleted while the volume was made,
+/// or after it could not be made, and nobody asks for it any more. Who does has it placed again, as a new object.
+/// Nothing was ever written to it.
 fn is_left_behind(seen: &Seen<'_>, volume: &LogicVolume) -> bool {
-    let made = volume.metadata.creation_timestamp.as_ref();
-    volume.was_made() && made.is_some_and(|made| made.0 + seen.grace <= seen.now)
+    volume.metadata.creation_timestamp.as_ref().is_some_and(|made| made.0 + seen.grace <= seen.now)
 }
 
 /// What is to be remembered of a volume whose objects are all there.

@@ -894,11 +894,22 @@ fn a_persistent_volume_that_comes_late_releases_what_nobody_ever_bound() {
 }
 
 #[test]
-fn what_was_never_made_is_no_orphan() {
+fn what_could_not_be_made_and_nobody_asks_for_any_more_goes_as_well() {
     let mut world = never_bound();
-    world.volume.as_mut().unwrap().status = None;
-    world.now += GRACE * 3;
-    assert_eq!(world.leader(true, true), Step::Rest);
+    world.nodes.get_mut("n1").unwrap().copy = None;
+    let failed = LogicVolumeStatus { status: Some(FAILED.to_owned()), ..LogicVolumeStatus::default() };
+    world.volume.as_mut().unwrap().status = Some(failed);
+    world.now += GRACE - SignedDuration::from_mins(1);
+    assert_eq!(world.leader(true, true), Step::Rest, "it may be asked for again, which makes a new object");
+    world.now += SignedDuration::from_mins(1);
+    assert_eq!(world.leader(true, true), Step::Quarantine);
+    world.now += GRACE * 2;
+    assert_eq!(world.leader(true, true), Step::Rest, "its node may be about to make it after all");
+    world.agent("n1");
+    world.now += GRACE;
+    assert_eq!(world.leader(true, true), Step::Expire);
+    world.settle();
+    assert!(world.volume.is_none() && world.copies().is_empty());
 }
 
 #[test]
