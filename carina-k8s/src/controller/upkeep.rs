@@ -193,10 +193,6 @@ impl Upkeep {
             }
         }
         let held_back = self.held_back(&steps);
-        // No watch tells of a tombstone, so what follows it is looked for at once.
-        if steps.iter().any(|(.., step)| *step == Step::Bury) {
-            wake = Instant::now();
-        }
         let mut failed = false;
         for (_, volume, pv, step) in steps {
             let waits =
@@ -208,10 +204,15 @@ impl Upkeep {
                     self.acting.act(volume.as_deref(), pv.as_ref(), &step, known, &config).await
                 }
             };
-            if let Err(error) = done {
-                failed = true;
-                let what = volume.map(|v| v.name_any()).or_else(|| pv.map(|pv| pv.name_any())).unwrap_or_default();
-                tracing::warn!(volume = %what, "{step:?} is tried again in {AFTER_ERROR:?}: {error}");
+            match done {
+                // No watch tells of a tombstone, so what follows it is looked for at once.
+                Ok(()) if step == Step::Bury => wake = Instant::now(),
+                Ok(()) => {}
+                Err(error) => {
+                    failed = true;
+                    let what = volume.map(|v| v.name_any()).or_else(|| pv.map(|pv| pv.name_any())).unwrap_or_default();
+                    tracing::warn!(volume = %what, "{step:?} is tried again in {AFTER_ERROR:?}: {error}");
+                }
             }
         }
         // No watch tells of a claim either.

@@ -562,6 +562,24 @@ async fn a_deletion_that_is_refused_after_all_is_told_and_tried_on_without_haste
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tombstone_that_cannot_be_written_is_tried_without_haste() {
+    let server = ApiServer::new();
+    let [mut lost, _other] = two_nodes(&server).await;
+    let _leader = Leader::start(&server).await;
+    bound(&server, "pvc-1", "n1").await;
+    server.inject(Method::POST, "/configmaps", usize::MAX, Fault::Refuse(403, "not you"));
+    lose(&server, &mut lost).await;
+    let tried = || server.take_requests().iter().filter(|r| r.starts_with("POST") && r.contains("/configmaps")).count();
+    until_long("it is tried", async || (tried() > 0).then_some(())).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let tries = tried();
+    assert!((20..=31).contains(&tries), "{tries} tries in five minutes");
+    assert!(get(&server, "pvc-1").is_some(), "nothing goes without it");
+    server.clear_faults();
+    until_long("it is on n2", async || is_on(&server, "pvc-1", "n2")).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_quota_is_told_from_one_that_is_yet_to_be_counted() {
     for (times, is_told) in [(1, false), (100, true)] {
         let server = ApiServer::new();
