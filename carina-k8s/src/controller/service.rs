@@ -311,7 +311,17 @@ impl ClusterVolumes {
 
     async fn expand_once(&self, id: &VolumeId, size: SizeRange) -> Result<Volume> {
         let object = self.find(id).await?.ok_or_else(|| unknown(id))?;
-        let Answer::Made(volume) = answer(&object) else { return Err(unknown(id)) };
+        // One that exists is never "not found": the sidecar takes that for the end of it.
+        let volume = match answer(&object) {
+            Answer::Made(volume) => volume,
+            Answer::Failed(error) => return Err(error),
+            Answer::Pending => {
+                return Err(Error::Unhealthy(format!(
+                    "volume {id} cannot grow now: node {} has not answered for it yet; see that carina-node runs there",
+                    object.spec.node_name
+                )));
+            }
+        };
         if volume.size >= size.required() {
             return if size.contains(volume.size) { Ok(*volume) } else { Err(larger_already(&volume, size)) };
         }

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use carina_core::sim::SimBackend;
 use carina_core::{
-    Bytes, Error, GroupName, GroupSelector, SizeRange, Strategy, Volume, VolumeKind, VolumeRequest, VolumeService,
+    Bytes, Error, GroupName, GroupSelector, SizeRange, Strategy, Volume, VolumeBackend, VolumeKind, VolumeRequest,
+    VolumeService,
 };
-use carina_k8s::NodeStorageResource;
+use carina_k8s::condition::condition;
 use carina_k8s::controller::ClusterVolumes;
 use carina_k8s::controller::program::follow;
 use carina_k8s::event::Recorder;
-use carina_k8s::logic_volume::DELETE_STORAGE;
+use carina_k8s::logic_volume::{DELETE_STORAGE, REQUESTED_AT};
+use carina_k8s::{LogicVolume, NodeStorageResource};
 use http::Method;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -235,6 +238,38 @@ async fn volumes_grow_and_a_growth_that_fails_says_why_each_time(server: &impl S
     let grown = controller.service.expand(&made.id, size(30)).await.unwrap();
     assert_eq!(grown.size, Bytes::gib(30), "less may be asked for after a refusal");
     assert_eq!(nodes[0].volumes().await[0].1, Bytes::gib(30));
+}
+
+/// The resizer takes "not found" for a growth that can never be: it is said only of what isn't there.
+#[tokio::test(start_paused = true)]
+async fn the_growth_of_a_volume_in_trouble_says_what_is_wrong() {
+    let server = ApiServer::new();
+    let mut nodes = three_nodes(&server).await;
+    let controller = Controller::start(&server).await;
+    let made = controller.service.create(on_ssd(ask("pvc-1", 10, &["n1"]))).await.unwrap();
+    let twenty = SizeRange::at_least(Bytes::gib(20)).unwrap();
+    SimBackend::new(Arc::clone(&nodes[0].disks)).delete(&made.id).await.unwrap();
+    let api: Api<LogicVolume> = Api::all(server.client());
+    let touch = async |word: &str| {
+        let patch = json!({"metadata": {"annotations": {REQUESTED_AT: word}}});
+        api.patch("pvc-1", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap()
+    };
+    touch("now").await;
+    until("it is found to be missing", async || {
+        let status = api.get("pvc-1").await.unwrap().status?;
+        (condition(&status.conditions, "Ready")?.reason == "VolumeMissing").then_some(())
+    })
+    .await;
+    let refused = controller.service.expand(&made.id, twenty).await.unwrap_err();
+    assert!(matches!(&refused, Error::Precondition(why) if why.contains("not on the node any more")), "{refused}");
+    nodes[0].crash().await;
+    let newer = touch("later").await.metadata.resource_version;
+    until("it is seen", async || {
+        let seen = controller.service.expand(&made.id, twenty).await.unwrap_err();
+        assert!(!matches!(seen, Error::NotFound(_)), "{newer:?}: {seen}");
+        matches!(&seen, Error::Unhealthy(why) if why.contains("node n1 has not answered")).then_some(())
+    })
+    .await;
 }
 
 async fn a_call_that_is_cut_leaves_nothing_that_the_next_one_does_not_finish(server: &impl Server) {
