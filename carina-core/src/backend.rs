@@ -47,6 +47,10 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// claimed.
     fn set_limits(&self, reserve: Bytes, minimum_disk: Bytes);
 
+    /// The id of this cluster is known by now, or another than was thought: it is recorded of each volume that is
+    /// made from now on.
+    fn set_cluster(&self, _id: Option<String>) {}
+
     /// Something happened to a disk of this node, by its kernel name, or to nobody knows which: what was
     /// found on it before is known no longer.
     fn disk_changed(&self, _name: Option<&str>) {}

@@ -143,6 +143,11 @@ impl Engine {
         self.inner.backends.iter().for_each(|backend| backend.set_limits(reserve, minimum_disk));
     }
 
+    /// The id of this cluster is known by now, or another than was thought.
+    pub fn set_cluster(&self, id: Option<String>) {
+        self.inner.backends.iter().for_each(|backend| backend.set_cluster(id.clone()));
+    }
+
     /// Something happened to a disk of this node, or to nobody knows which: it is probed anew at the next
     /// look.
     pub fn disk_changed(&self, name: Option<&str>) {

@@ -138,6 +138,8 @@ reasons! {
     ConfigRejected: Warning,
     /// The API server refuses what the node's agent needs of it.
     ApiRefused: Warning,
+    /// Which cluster this is, is not known: volumes are made without its id.
+    ClusterUnknown: Warning,
     /// A StorageClass declares a group that this node cannot have.
     ClassRefused: Warning,
     /// A step of the plan failed.

@@ -50,7 +50,8 @@ pub struct NodeOptions {
     #[arg(long, default_value = "/var/lib/kubelet/device-plugins")]
     pub device_plugins: OrNone<AbsolutePath>,
     /// The id of this cluster, written beside each volume; volumes of another cluster are left alone.
-    /// Without it, the uid of the namespace kube-system is the id.
+    /// Without it, the uid of the namespace kube-system is the id; it is kept in the file cluster-id beside the
+    /// CSI socket.
     #[arg(long, env = "CLUSTER_ID")]
     pub cluster_id: Option<String>,
     /// The namespace of the ConfigMap carina-tombstones.

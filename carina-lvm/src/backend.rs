@@ -196,6 +196,14 @@ impl VolumeBackend for LvmBackend {
         *config = LvmConfig { reserve, minimum_disk, cluster: config.cluster.take() };
     }
 
+    fn set_cluster(&self, id: Option<String>) {
+        if let Some(id) = id.as_ref().filter(|id| !tags::can_be_cluster(id)) {
+            tracing::warn!(id, "no volume can be recorded to be of a cluster of this id");
+            return;
+        }
+        self.config.write().unwrap_or_else(PoisonError::into_inner).cluster = id;
+    }
+
     fn disk_changed(&self, name: Option<&str>) {
         match name {
             Some(name) => self.sysfs.changed(name),

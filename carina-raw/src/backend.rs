@@ -47,7 +47,7 @@ pub struct RawBackend {
     /// Whether the disks are ours to change.
     owner: AtomicBool,
     /// The id of this cluster.
-    cluster: Option<String>,
+    cluster: RwLock<Option<String>>,
 }
 
 /// What a look at a disk that isn't a member found.
@@ -70,14 +70,19 @@ impl RawBackend {
             scanning: Turn::default(),
             scanned: AtomicBool::new(false),
             owner: AtomicBool::new(false),
-            cluster: None,
+            cluster: RwLock::default(),
         }
     }
 
     /// The same for a cluster of this id, which is recorded of each volume that it makes.
     #[must_use]
     pub fn for_cluster(self, id: Option<String>) -> Self {
-        Self { cluster: id, ..self }
+        Self { cluster: RwLock::new(id), ..self }
+    }
+
+    fn cluster(&self) -> Option<String> {
+        // Whole between any two statements that could panic.
+        self.cluster.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The disks of ours, looked for if that has never been done.
@@ -398,7 +403,7 @@ impl RawBackend {
             name: claim.name.clone(),
             size: claim.size,
             exclusive: claim.exclusive,
-            cluster: self.cluster.clone(),
+            cluster: self.cluster(),
         };
         let (group, medium) = (claim.group.clone(), disk.medium);
         self.with_guest(&what, &disk, move |owned| owned.adopt(&group, medium, &claimed)).await?;
@@ -530,6 +535,10 @@ impl VolumeBackend for RawBackend {
         self.source.set_minimum(minimum_disk);
     }
 
+    fn set_cluster(&self, id: Option<String>) {
+        *self.cluster.write().unwrap_or_else(PoisonError::into_inner) = id;
+    }
+
     fn disk_changed(&self, name: Option<&str>) {
         self.source.changed(name);
     }
@@ -640,7 +649,7 @@ impl VolumeBackend for RawBackend {
             size,
             exclusive: request.exclusive,
             wipe: request.wipe,
-            cluster: self.cluster.clone(),
+            cluster: self.cluster(),
             ephemeral: request.ephemeral.clone(),
         };
         member.change(&format!("create {id}"), move |disk| disk.create(&new)).await?;

@@ -4,8 +4,8 @@ use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,7 +30,7 @@ pub struct SimBackend {
     runner: Option<Arc<dyn CommandRunner>>,
     crashed: AtomicBool,
     /// The id of this cluster.
-    cluster: Option<String>,
+    cluster: RwLock<Option<String>>,
 }
 
 impl SimBackend {
@@ -38,20 +38,25 @@ impl SimBackend {
     /// where the node is kept in a folder, else a name and nothing more.
     #[must_use]
     pub fn new(node: Arc<SimNode>) -> Self {
-        Self { node, runner: None, crashed: AtomicBool::new(false), cluster: None }
+        Self { node, runner: None, crashed: AtomicBool::new(false), cluster: RwLock::default() }
     }
 
     /// A run over a node that is kept in a folder, whose volumes are loop devices while attached: needs
     /// root and `losetup`.
     #[must_use]
     pub fn with_loop_devices(node: Arc<SimNode>, runner: Arc<dyn CommandRunner>) -> Self {
-        Self { node, runner: Some(runner), crashed: AtomicBool::new(false), cluster: None }
+        Self { node, runner: Some(runner), crashed: AtomicBool::new(false), cluster: RwLock::default() }
     }
 
     /// The same for a cluster of this id, which is recorded of each volume that it makes.
     #[must_use]
     pub fn for_cluster(self, id: Option<String>) -> Self {
-        Self { cluster: id, ..self }
+        Self { cluster: RwLock::new(id), ..self }
+    }
+
+    fn cluster(&self) -> Option<String> {
+        // Whole between any two statements that could panic.
+        self.cluster.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Begins an operation: takes its fault, and lets the faults that come first happen.
@@ -190,6 +195,10 @@ impl VolumeBackend for SimBackend {
         }
     }
 
+    fn set_cluster(&self, id: Option<String>) {
+        *self.cluster.write().unwrap_or_else(PoisonError::into_inner) = id;
+    }
+
     async fn disks(&self) -> Result<Vec<Disk>> {
         Ok(self.alive("list disks")?.disks())
     }
@@ -299,7 +308,7 @@ impl VolumeBackend for SimBackend {
                 metadata,
                 size: None,
                 formatted: None,
-                cluster: self.cluster.clone(),
+                cluster: self.cluster(),
                 ephemeral: request.ephemeral.clone(),
                 quarantined: None,
                 places: BTreeMap::new(),
@@ -457,7 +466,7 @@ impl VolumeBackend for SimBackend {
             metadata: shape.metadata(there.size, EXTENT).unwrap_or_default(),
             size: Some(there.size),
             formatted: Some(FormatRecord::Block),
-            cluster: self.cluster.clone(),
+            cluster: self.cluster(),
             ephemeral: None,
             quarantined: None,
             places: BTreeMap::new(),

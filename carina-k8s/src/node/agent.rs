@@ -12,8 +12,9 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::classes::Classes;
+use super::cluster_id::ClusterId;
 use super::orphans::{Orphans, Place};
-use super::{Publisher, Volumes, cluster_id, kubelet, labels, pages, storage, telling};
+use super::{Publisher, Volumes, kubelet, labels, pages, storage, telling};
 use crate::clock::Clock;
 use crate::event::Recorder;
 use crate::options::NodeOptions;
@@ -37,8 +38,8 @@ pub async fn run(
     // Held to the end.
     let _lock = storage::lock(&options)?;
     let config = settings::read(&options.config);
-    let cluster = cluster_id::find(options.cluster_id.as_deref(), &client).await;
-    let options = NodeOptions { cluster_id: cluster.clone(), ..options };
+    let cluster = ClusterId::find(options.cluster_id.as_deref(), options.csi_address.path(), &client).await;
+    let options = NodeOptions { cluster_id: cluster.recorded(), ..options };
     let backends = storage::backends(&options, &config)?;
     let placement = Arc::new(OneMachine::new(config.strategy));
     // Recovery may take minutes, in which the agent lives and isn't ready: a liveness probe has to be told.
@@ -48,6 +49,8 @@ pub async fn run(
     tasks.spawn(web::serve(web::listen(options.http_addr).await?, early));
     let metrics = web::listen(options.metrics_addr).await?;
     let (engine, recovery) = Engine::start(backends, Arc::clone(&placement) as _, Retry::default()).await?;
+    let certain = cluster.certain();
+    tasks.spawn(cluster.settle(engine.clone()));
     let changed = Arc::new(Notify::new());
     let node = options.node_name.as_str().to_owned();
 
@@ -106,7 +109,8 @@ pub async fn run(
     tasks.spawn(telling::tell(engine.clone(), client.clone(), node.clone(), events.clone(), Arc::clone(&changed)));
     let volumes = Volumes::new(client.clone(), &node, engine.clone(), events.clone(), Arc::clone(&changed))
         .with_mounter(Arc::clone(&mounter));
-    let place = Place { node: node.clone(), cluster, namespace: options.namespace.clone(), clock: Clock::system() };
+    let place =
+        Place { node: node.clone(), cluster: certain, namespace: options.namespace.clone(), clock: Clock::system() };
     let watched = volumes.watched_in();
     let orphans = Orphans::new(&client, place, engine.clone(), mounter, watched, judged_by, events, found, changed);
     tasks.spawn(orphans.run());

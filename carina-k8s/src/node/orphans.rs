@@ -45,8 +45,8 @@ pub(crate) const EVERY: Duration = Duration::from_secs(600);
 pub struct Place {
     /// The node's name.
     pub node: String,
-    /// The cluster's id; without one no volume is known to be this cluster's.
-    pub cluster: Option<String>,
+    /// The cluster's id once it is certain; without one no volume is known to be this cluster's.
+    pub cluster: watch::Receiver<Option<String>>,
     /// Where the tombstones are kept.
     pub namespace: String,
     /// What time it is there.
@@ -246,7 +246,7 @@ impl Orphans {
         let spoken_for = object
             .map(|object| format!("LogicVolume {} is there", object.name_any()))
             .or_else(|| persistent.map(|pv| format!("PersistentVolume {} speaks for it", pv.object.name_any())));
-        let whose = match (&held.cluster, &self.place.cluster) {
+        let whose = match (&held.cluster, &*self.place.cluster.borrow()) {
             (Some(theirs), Some(ours)) if theirs == ours => Whose::Ours,
             (Some(theirs), Some(_)) => Whose::Another(theirs.clone()),
             _ => Whose::Unknown,

@@ -19,7 +19,7 @@ use clap::Parser;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Api;
 use kube::api::{DeleteParams, ObjectMeta, PostParams};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
@@ -46,7 +46,11 @@ impl Program {
     }
 
     pub fn start_with(server: &impl Server, config: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(server, config, tempfile::tempdir().unwrap())
+    }
+
+    /// Over what an earlier one left in its folder.
+    fn start_in(server: &impl Server, config: &str, folder: tempfile::TempDir) -> Self {
         let (http, metrics) = (free_address(), free_address());
         let path = |name: &str| folder.path().join(name).display().to_string();
         std::fs::write(path("config.json"), config).unwrap();
@@ -89,10 +93,12 @@ impl Program {
         .await
     }
 
-    pub async fn stop(self) {
+    /// Ends it in order; its folder.
+    pub async fn stop(self) -> tempfile::TempDir {
         self.stop.send(()).unwrap();
         self.ended.await.unwrap().unwrap();
         assert!(!self.folder.path().join("csi.sock").exists(), "the socket is removed");
+        self.folder
     }
 }
 
@@ -273,5 +279,55 @@ async fn mounts_are_served_and_disks_grouped_while_the_api_server_is_away() {
         (why("sdb")?.is_null() && why("sdf")?.as_str()?.contains("has a signature: xfs")).then_some(())
     })
     .await;
+    program.stop().await;
+}
+
+/// Which cluster it is may be known later than the agent starts, and is remembered for the next start.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_is_known_again_while_the_api_server_is_away() {
+    let server = ApiServer::new();
+    let namespace =
+        |uid: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system", "uid": uid}});
+    let kept = |program: &Program| std::fs::read_to_string(program.path("cluster-id")).ok();
+    // An inline volume is made without a word to the API server; whose it is recorded to be.
+    let made_for = async |program: &Program, id: &str| {
+        let target = program.path(&format!("{id}-mount")).display().to_string();
+        let context = [("csi.storage.k8s.io/ephemeral", "true"), ("carina.storage.io/size", "64Mi")];
+        let publish = NodePublishVolumeRequest {
+            volume_id: id.to_owned(),
+            target_path: target,
+            volume_capability: Some(VolumeCapability {
+                access_mode: Some(AccessMode { mode: Mode::SingleNodeMultiWriter.into() }),
+                access_type: Some(AccessType::Mount(MountVolume::default())),
+            }),
+            volume_context: context.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            ..NodePublishVolumeRequest::default()
+        };
+        let mut node = NodeClient::new(program.channel().await);
+        soon("the disks are grouped", async || node.node_publish_volume(publish.clone()).await.ok()).await;
+        let volumes = std::fs::read_dir(program.path("sim/volumes")).unwrap().flatten();
+        let texts = volumes.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "json"));
+        let records = texts.map(|entry| std::fs::read(entry.path()).unwrap());
+        let mut records = records.map(|text| serde_json::from_slice::<Value>(&text).unwrap());
+        records.find(|record| record["name"].as_str().is_some_and(|name| name.contains(id))).unwrap()["cluster"].clone()
+    };
+    let config = r#"{"diskSelector": ["sd*"]}"#;
+    server.set_down(true);
+    let program = Program::start(&server);
+    assert_eq!(made_for(&program, "csi-1").await, Value::Null);
+    assert_eq!(kept(&program), None);
+    server.set_down(false);
+    soon("it is kept", async || kept(&program).filter(|id| id == "cluster-1\n")).await;
+    assert_eq!(made_for(&program, "csi-2").await, "cluster-1");
+    let folder = program.stop().await;
+
+    server.set_down(true);
+    let program = Program::start_in(&server, config, folder);
+    assert_eq!(made_for(&program, "csi-3").await, "cluster-1", "as it was");
+    // The machine is in another cluster by now, as the API server says at last.
+    server.put("namespaces", "kube-system", namespace("cluster-2"));
+    server.set_down(false);
+    soon("the newer word counts", async || kept(&program).filter(|id| id == "cluster-2\n")).await;
+    assert_eq!(made_for(&program, "csi-4").await, "cluster-2");
     program.stop().await;
 }

@@ -90,13 +90,17 @@ pub struct ApiServer {
 
 impl ApiServer {
     pub fn new() -> Self {
-        Self {
+        let server = Self {
             state: Arc::default(),
             newest: watch::Sender::new(0),
             cuts: watch::Sender::new(0),
             latency: Duration::from_millis(2),
             user: "",
-        }
+        };
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system",
+                                                                                    "uid": "cluster-1"}});
+        server.put("namespaces", "kube-system", namespace);
+        server
     }
 
     /// A server that takes this long for each request.

@@ -85,7 +85,7 @@ impl Node {
         let publisher = publisher.with_orphans(found.subscribe());
         let place = Place {
             node: self.name.clone(),
-            cluster: Some(CLUSTER.to_owned()),
+            cluster: watch::Sender::new(Some(CLUSTER.to_owned())).subscribe(),
             namespace: "kube-system".to_owned(),
             clock: clock(),
         };
