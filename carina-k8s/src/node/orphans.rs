@@ -1,8 +1,9 @@
 //! The search for orphans: volumes on this node's disks that no LogicVolume speaks for.
 //!
 //! Every ten minutes the volumes are held against the LogicVolumes that are watched, which costs no
-//! request. Only what is missing there is asked for at the API server, and whatever cannot be asked for
-//! is no absence. The quarantine is recorded in the storage.
+//! request. What is missing there is asked for at the API server when it is first seen and before anything is
+//! done about it, and whatever cannot be asked for is no absence; in between, what it said stands. The quarantine
+//! is recorded in the storage.
 
 mod judgement;
 
@@ -40,6 +41,9 @@ pub(crate) use self::judgement::signature;
 /// How often the volumes are looked at.
 pub(crate) const EVERY: Duration = Duration::from_secs(600);
 
+/// How long what the API server said of a volume stands that nothing is done about.
+const STANDS: Duration = Duration::from_secs(24 * 3600);
+
 /// What the search is for: the node and its cluster.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -72,6 +76,16 @@ pub struct Orphans {
     /// Since when this run has seen a volume in quarantine.
     seen: BTreeMap<VolumeId, Instant>,
     told: BTreeMap<VolumeId, (OrphanState, String)>,
+    /// What the API server said of the volumes that no watched LogicVolume speaks for.
+    answers: BTreeMap<VolumeId, Answer>,
+}
+
+/// What the API server said of a volume: see [`Sight`].
+struct Answer {
+    at: Instant,
+    spoken_for: Option<String>,
+    elsewhere: Option<String>,
+    old_copy: bool,
 }
 
 /// Who speaks for volumes, as the API server said just now.
@@ -124,6 +138,7 @@ impl Orphans {
             changed,
             seen: BTreeMap::new(),
             told: BTreeMap::new(),
+            answers: BTreeMap::new(),
         }
     }
 
@@ -159,9 +174,14 @@ impl Orphans {
         }
         let mut figures = Vec::new();
         if !missing.is_empty() {
-            let (mut verdicts, asked) = self.judged(&missing).await?;
+            let (mut verdicts, mut asked) = self.judged(&missing).await?;
+            if missing.iter().zip(&verdicts).any(|(held, verdict)| self.is_to_be_asked(held, verdict)) {
+                self.ask_about(&missing).await?;
+                (verdicts, asked) = self.judged(&missing).await?;
+            }
             if verdicts.contains(&Verdict::Remove) {
                 // Once more, at the moment of acting.
+                self.ask_about(&missing).await?;
                 let (again, _) = self.judged(&missing).await?;
                 for (verdict, again) in verdicts.iter_mut().zip(again) {
                     if *verdict == Verdict::Remove && again != Verdict::Remove {
@@ -185,6 +205,7 @@ impl Orphans {
                 }
             }
         }
+        self.answers.retain(|id, _| missing.iter().any(|held| held.volume.id == *id));
         self.seen.retain(|id, _| figures.iter().any(|orphan| orphan.id == id.as_str()));
         self.told.retain(|id, _| figures.iter().any(|orphan| orphan.id == id.as_str()));
         for orphan in &figures {
@@ -200,12 +221,12 @@ impl Orphans {
         Ok(())
     }
 
-    /// Judges volumes by what the API server and the kernel say now; also which of them wait for a person.
+    /// Judges volumes by what the kernel says now and the API server said last; also which of them wait for a
+    /// person.
     async fn judged(&mut self, missing: &[Holding]) -> Result<(Vec<Verdict>, Vec<VolumeId>), LookError> {
-        let cluster = self.ask().await?;
         let mut sights = Vec::new();
         for held in missing {
-            sights.push(self.sight(held, &cluster).await?);
+            sights.push(self.sight(held).await?);
         }
         let asked: Vec<VolumeId> = waiting(&sights).into_iter().cloned().collect();
         let confirmed = if asked.is_empty() { String::new() } else { self.confirmed().await? };
@@ -213,6 +234,29 @@ impl Orphans {
         let now = u64::try_from(self.place.clock.now().as_second()).unwrap_or_default();
         let grace = self.config.borrow().orphan_grace_period;
         Ok((judge(&sights, now, grace, &confirmed), asked))
+    }
+
+    /// Whether the API server is to be asked before this is what becomes of a volume. A node may have volumes for
+    /// ever that wait for a person, and the answer is every LogicVolume and PersistentVolume of the cluster.
+    fn is_to_be_asked(&self, held: &Holding, verdict: &Verdict) -> bool {
+        let answer = self.answers.get(&held.volume.id);
+        match verdict {
+            Verdict::Quarantine | Verdict::Remove => true,
+            Verdict::Wait(_) => answer.is_none(),
+            // In use, or spoken for when it was asked.
+            Verdict::Keep(_) | Verdict::Release(_) => answer.is_some_and(|answer| answer.at.elapsed() >= STANDS),
+            Verdict::Report(_) if matches!(self.whose(held), Whose::Another(_)) => false,
+            Verdict::Report(_) => answer.is_none_or(|answer| answer.at.elapsed() >= STANDS),
+        }
+    }
+
+    /// Asks who speaks for volumes.
+    async fn ask_about(&mut self, missing: &[Holding]) -> Result<(), kube::Error> {
+        let cluster = self.ask().await?;
+        for held in missing {
+            self.answers.insert(held.volume.id.clone(), self.answer(held, &cluster));
+        }
+        Ok(())
     }
 
     async fn ask(&self) -> Result<Cluster, kube::Error> {
@@ -236,7 +280,7 @@ impl Orphans {
         Ok(object.and_then(|object| object.annotations().get(CONFIRM_ORPHANS).cloned()).unwrap_or_default())
     }
 
-    async fn sight(&mut self, held: &Holding, cluster: &Cluster) -> Result<Sight, LookError> {
+    fn answer(&self, held: &Holding, cluster: &Cluster) -> Answer {
         let (id, name, node) = (&held.volume.id, &held.volume.name, &self.place.node);
         let object = cluster.volumes.iter().find(|lv| lv.is_on(node) && lv.stands_for(id, name));
         let persistent = cluster.persistent.iter().filter_map(Ours::of).find(|pv| {
@@ -246,22 +290,34 @@ impl Orphans {
         let spoken_for = object
             .map(|object| format!("LogicVolume {} is there", object.name_any()))
             .or_else(|| persistent.map(|pv| format!("PersistentVolume {} speaks for it", pv.object.name_any())));
-        let whose = match (&held.cluster, &*self.place.cluster.borrow()) {
-            (Some(theirs), Some(ours)) if theirs == ours => Whose::Ours,
-            (Some(theirs), Some(_)) => Whose::Another(theirs.clone()),
-            _ => Whose::Unknown,
-        };
         let machine = cluster.machine_id.as_deref();
         let old_copy = cluster.tombstones.iter().any(|t| t.covers(node, machine, id.as_str()));
         // A copy that was given up has a tombstone. Without one, whoever speaks for it on another node may mean
         // this one: the machine has another name by now.
         let elsewhere = if old_copy { None } else { speaks_elsewhere(id, name, cluster) };
+        Answer { at: Instant::now(), spoken_for, elsewhere, old_copy }
+    }
+
+    fn whose(&self, held: &Holding) -> Whose {
+        match (&held.cluster, &*self.place.cluster.borrow()) {
+            (Some(theirs), Some(ours)) if theirs == ours => Whose::Ours,
+            (Some(theirs), Some(_)) => Whose::Another(theirs.clone()),
+            _ => Whose::Unknown,
+        }
+    }
+
+    async fn sight(&mut self, held: &Holding) -> Result<Sight, LookError> {
+        let id = &held.volume.id;
+        let (spoken_for, elsewhere, old_copy) = match self.answers.get(id) {
+            Some(said) => (said.spoken_for.clone(), said.elsewhere.clone(), said.old_copy),
+            None => (None, None, false),
+        };
         let in_use = spoken_for.is_none() && self.in_use(held).await?;
         let seen_for = match held.quarantined {
             Some(_) => self.seen.entry(id.clone()).or_insert_with(Instant::now).elapsed(),
             None => Duration::ZERO,
         };
-        let quarantined = held.quarantined;
+        let (whose, quarantined) = (self.whose(held), held.quarantined);
         Ok(Sight { id: id.clone(), whose, quarantined, spoken_for, elsewhere, in_use, old_copy, seen_for })
     }
 

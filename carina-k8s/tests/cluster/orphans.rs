@@ -1,11 +1,12 @@
 //! Objects and volumes that lost each other: nothing is lost by a deleted object, and nothing stays for
 //! ever that nobody speaks for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use carina_core::config::Config;
-use carina_core::sim::{self, SimOperation};
-use carina_core::{Bytes, GroupName, SizeRange, Strategy, VolumeRequest};
+use carina_core::sim::{self, SimBackend, SimOperation};
+use carina_core::{Bytes, GroupName, GroupSelector, SizeRange, Strategy, VolumeBackend, VolumeRequest};
 use carina_k8s::LogicVolume;
 use carina_k8s::condition::condition;
 use carina_k8s::controller::Upkeep;
@@ -528,4 +529,48 @@ async fn what_could_not_be_made_goes_when_nobody_asks_for_it_any_more() {
     tokio::time::sleep(3 * HOUR).await;
     assert!(get(&server, "pvc-1").is_none());
     assert_eq!(node.volumes().await, []);
+}
+
+/// Volumes that wait, for a person or for the end of their quarantine, may be there for ever. The LogicVolumes and
+/// PersistentVolumes of the whole cluster are asked for when they are found, and before anything is done.
+#[tokio::test(start_paused = true)]
+async fn what_waits_costs_no_list_of_the_cluster() {
+    let server = ApiServer::new();
+    let mut node = one_node(&server).await;
+    for (name, cluster) in [("pvc-ours", Some("cluster-1")), ("pvc-theirs", Some("cluster-2")), ("pvc-nobody", None)] {
+        let size = SizeRange::at_least(Bytes::GIB).unwrap();
+        let request = VolumeRequest {
+            group: GroupSelector::Named(GroupName::ssd()),
+            ..VolumeRequest::new(name.parse().unwrap(), size)
+        };
+        let backend = SimBackend::new(Arc::clone(&node.disks)).for_cluster(cluster.map(str::to_owned));
+        backend.create(&GroupName::ssd(), &request).await.unwrap();
+    }
+    node.crash().await;
+    node.start().await;
+    until("the node is published", async || {
+        server.object("carina.storage.io/nodestorageresources", "n1")?["status"].is_object().then_some(())
+    })
+    .await;
+    let found = [("nobody", OrphanState::NeedsConfirmation), ("ours", OrphanState::Quarantined)];
+    let found = found.into_iter().chain([("theirs", OrphanState::NeedsConfirmation)]);
+    let found: Vec<_> = found.map(|(name, state)| (format!("volume-pvc-{name}"), state)).collect();
+    until_long("they are found", async || (orphans(&server) == found).then_some(())).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let lists = || {
+        let asked = server.take_requests().into_iter().filter(|r| !r.ends_with("?watch"));
+        asked.filter(|r| r.contains("/logicvolumes") || r.contains("/persistentvolumes")).collect::<Vec<_>>()
+    };
+    lists();
+    tokio::time::sleep(HOUR + HOUR / 2).await;
+    assert_eq!(lists(), Vec::<String>::new());
+    assert_eq!(orphans(&server), found);
+    // Before it goes it is asked twice.
+    tokio::time::sleep(HOUR).await;
+    assert_eq!(lists().len(), 4);
+    assert_eq!(node.volumes().await.len(), 2);
+    // What came to stand otherwise meanwhile is known within a day.
+    server.put("persistentvolumes", "pvc-nobody", persistent("pvc-nobody", "n1", 1));
+    tokio::time::sleep(25 * HOUR).await;
+    assert_eq!(orphans(&server), found[2..]);
 }
