@@ -60,6 +60,8 @@ pub struct Config {
     pub disk_selector: DiskSelector,
     /// Groups that are declared elsewhere, beside those of the file: by StorageClasses.
     pub declared: Vec<GroupRule>,
+    /// Whether it isn't known yet what is declared there: a group that the file doesn't name may be declared.
+    pub declared_pending: bool,
     /// `diskScanInterval`: the time between scans; `None` turns scanning and claiming on hot-plug off.
     pub scan_interval: Option<Duration>,
     /// `schedulerStrategy`: how placement chooses among nodes that have the room.
@@ -86,6 +88,7 @@ impl Default for Config {
         Self {
             disk_selector: DiskSelector::default(),
             declared: Vec::new(),
+            declared_pending: false,
             scan_interval: Some(SCAN_INTERVAL),
             strategy: Strategy::default(),
             reserve: DEFAULT_RESERVE,
@@ -95,6 +98,17 @@ impl Default for Config {
             lost_node_grace_period: LOST_NODE_GRACE_PERIOD,
             rebuild_lost_volumes: true,
             drain: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Whether the file has a group of this name, for this node or others.
+    #[must_use]
+    pub fn names(&self, group: &GroupName) -> bool {
+        match &self.disk_selector {
+            DiskSelector::ByMedium(_) => *group == GroupName::ssd() || *group == GroupName::hdd(),
+            DiskSelector::Groups(rules) => rules.iter().any(|rule| rule.name == *group),
         }
     }
 }

@@ -114,11 +114,7 @@ pub fn effective(
 
 fn conflict(config: &Config, rule: &GroupRule, disks: &[Disk], node_labels: &BTreeSet<String>) -> Option<String> {
     let name = &rule.name;
-    let configured = match &config.disk_selector {
-        DiskSelector::ByMedium(_) => *name == GroupName::ssd() || *name == GroupName::hdd(),
-        DiskSelector::Groups(rules) => rules.iter().any(|other| other.name == *name),
-    };
-    if configured {
+    if config.names(name) {
         return Some(format!("group {name} is one of the config's; choose another name for the class's"));
     }
     if config.declared.iter().any(|other| other.name == *name) {

@@ -241,6 +241,29 @@ async fn a_config_that_selects_nothing_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_group_that_may_be_declared_elsewhere_is_let_be_until_that_is_known() {
+    let bulk = r#"{"diskSelector": [{"name": "bulk", "re": ["sd*"], "policy": "LVM", "nodeLabel": ""}]}"#;
+    let kept = Kept::start([ssd("sdb"), ssd("sdc")], bulk).await;
+    kept.fill("a", "bulk").await;
+    let pending = |json: &str| Config { declared_pending: true, ..config(json) };
+    kept.settings.send_replace(pending("{}"));
+    kept.looked().await;
+    assert_eq!(kept.standing(), [], "neither of the disk in use nor of the other");
+    assert!(kept.left_alone.borrow().is_empty());
+    // What the file names is judged by the file.
+    kept.settings.send_replace(pending(&bulk.replace("sd*", "vd*")));
+    kept.looked().await;
+    assert_eq!(kept.standing(), [Reason::DiskUnselectedInUse, Reason::SelectorUnselectsAll]);
+    kept.settings.send_replace(pending("{}"));
+    kept.looked().await;
+    assert_eq!(kept.standing(), []);
+    kept.settings.send_replace(config("{}"));
+    kept.looked().await;
+    assert_eq!(kept.standing(), [Reason::DiskUnselectedInUse, Reason::SelectorUnselectsAll]);
+    assert_eq!(kept.in_group("bulk").await, ["sdb", "sdc"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dry_run_does_nothing_until_it_ends() {
     let dry = r#"{"diskSelector": ["sd*"], "dryRun": true}"#;
     let kept = Kept::start([ssd("sdb")], dry).await;

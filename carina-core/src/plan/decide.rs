@@ -236,6 +236,7 @@ struct Node<'a> {
     minimum: Bytes,
     /// The ids of disks that are to be in no group.
     drain: &'a [String],
+    config: &'a Config,
 }
 
 impl<'a> Node<'a> {
@@ -268,7 +269,7 @@ impl<'a> Node<'a> {
         }
         ids.retain(|_, names| names.len() > 1);
         let groups = groups.iter().map(|group| (&group.name, group)).collect();
-        Self { disks: by_name, groups, shared_ids: ids, partitions, minimum, drain: &config.drain }
+        Self { disks: by_name, groups, shared_ids: ids, partitions, minimum, drain: &config.drain, config }
     }
 
     fn kinds(&self) -> BTreeMap<GroupName, VolumeType> {
@@ -339,6 +340,9 @@ impl<'a> Node<'a> {
                 },
                 _ => WhyLeft::InGroup { group: group.clone() },
             });
+        }
+        if self.config.declared_pending && !self.config.names(group) {
+            return Some(WhyLeft::InGroup { group: group.clone() });
         }
         let stays = if !self.groups.contains_key(group) || self.in_trouble(group) {
             Stays::GroupFailed

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use carina_core::exec::ProcessRunner;
-use carina_core::{Engine, Keeper, Monitor, Retry};
+use carina_core::{Config, Engine, Keeper, Monitor, Retry};
 use carina_csi::Driver;
 use carina_sched::OneMachine;
 use kube::Client;
@@ -73,7 +73,7 @@ pub async fn run(
     tasks.spawn(web::serve(metrics, figures));
     let settings = watch::Sender::new(config);
     // What the disks are grouped by: the config, and what StorageClasses declare beside it.
-    let effective = watch::Sender::new(settings.borrow().clone());
+    let effective = watch::Sender::new(Config { declared_pending: true, ..settings.borrow().clone() });
     let (mut strategies, configured, judged_by) = (settings.subscribe(), settings.subscribe(), settings.subscribe());
     let grouped_by = effective.subscribe();
     tasks.spawn(async move {

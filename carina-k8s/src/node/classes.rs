@@ -62,10 +62,12 @@ impl Classes {
         let mut classes: BTreeMap<String, Class> = BTreeMap::new();
         let mut listing: Option<BTreeSet<String>> = None;
         let mut said: Vec<Refused> = Vec::new();
+        // Until the first list is whole nobody knows what is declared.
+        let mut known = false;
         loop {
             // While the classes are listed, some are missing that there are.
             if listing.is_none() {
-                self.take(&classes, &mut said).await;
+                self.take(&classes, known, &mut said).await;
             }
             tokio::select! {
                 Some(heard) = news.next() => match heard.inspect(|_| self.engine.stand(WATCH, SystemTime::now(), Vec::new())) {
@@ -79,6 +81,7 @@ impl Classes {
                     Ok(watcher::Event::InitDone) => {
                         let listed = listing.take().unwrap_or_default();
                         classes.retain(|name, _| listed.contains(name));
+                        known = true;
                     }
                     Ok(watcher::Event::Apply(class)) => put(&mut classes, &class),
                     Ok(watcher::Event::Delete(class)) => drop(classes.remove(&class.name_any())),
@@ -102,7 +105,7 @@ impl Classes {
     }
 
     /// Works out what the config comes to, and tells of what is refused.
-    async fn take(&mut self, classes: &BTreeMap<String, Class>, said: &mut Vec<Refused>) {
+    async fn take(&mut self, classes: &BTreeMap<String, Class>, known: bool, said: &mut Vec<Refused>) {
         let config = self.config.borrow_and_update().clone();
         let labels = self.labels.borrow_and_update().clone().unwrap_or_default();
         let mut by_age: Vec<(&String, &Class)> = classes.iter().collect();
@@ -123,7 +126,8 @@ impl Classes {
                 Err(error) => return tracing::warn!("groups of classes wait until the disks can be seen: {error}"),
             }
         };
-        let (config, by, conflicts) = effective(&config, &declared, &disks, &self.node, &labels);
+        let (mut config, by, conflicts) = effective(&config, &declared, &disks, &self.node, &labels);
+        config.declared_pending = !known;
         refused.extend(conflicts);
         for refused in refused.iter().filter(|refused| !said.contains(refused)) {
             let about = classes.get(&refused.class).map(|class| class.about.clone());

@@ -12,9 +12,9 @@ use carina_csi::proto::{
     NodeGetInfoRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
     NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, ProbeRequest, VolumeCapability,
 };
-use carina_k8s::LogicVolume;
 use carina_k8s::node::agent;
 use carina_k8s::options::NodeOptions;
+use carina_k8s::{LogicVolume, NodeStorageResource};
 use clap::Parser;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Api;
@@ -193,7 +193,8 @@ async fn pods_are_served_while_the_api_server_is_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storage_class_may_declare_a_group() {
     let server = ApiServer::new();
-    let program = Program::start_with(&server, r#"{"diskSelector": ["sdb", "sdc"]}"#);
+    let selected = r#"{"diskSelector": ["sdb", "sdc"]}"#;
+    let program = Program::start_with(&server, selected);
     let classes: Api<StorageClass> = Api::all(server.client());
     let class = |name: &str, selection: &str| StorageClass {
         metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
@@ -214,6 +215,15 @@ async fn a_storage_class_may_declare_a_group() {
     })
     .await;
     assert_eq!((&made["disks"][0], &made["medium"]), (&"sdd".into(), &"hdd".into()));
+    // At its next start the agent doesn't take the class's group for nobody's before it knows the classes.
+    let folder = program.stop().await;
+    let storage: Api<NodeStorageResource> = Api::all(server.client());
+    storage.delete("n1", &DeleteParams::default()).await.unwrap();
+    let program = Program::start_in(&server, selected, folder);
+    soon("the class's group is published again", async || {
+        group("bulk").await.filter(|bulk| bulk["declaredBy"][0] == "bulk")
+    })
+    .await;
 
     let greedy = r#"{"name": "greedy", "policy": "LVM", "re": ["sd[a-e]"]}"#;
     classes.create(&PostParams::default(), &class("greedy", greedy)).await.unwrap();
@@ -223,6 +233,7 @@ async fn a_storage_class_may_declare_a_group() {
             .into_iter()
             .find(|event| event["regarding"]["kind"] == kind && event["reason"] == reason)
     };
+    assert!(told("Node", "SelectorUnselectsAll").is_none(), "nothing has been unselected");
     let event = soon("the refusal is told", async || told("StorageClass", "GroupRefused")).await;
     assert_eq!(event["regarding"]["name"], "greedy");
     assert!(event["note"].as_str().unwrap().contains("is selected for group carina-vg-ssd too"), "{event}");
