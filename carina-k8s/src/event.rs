@@ -4,6 +4,7 @@
 //! doesn't take is logged. The rules of an event's fields are those of `events.k8s.io/v1`.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -81,6 +82,8 @@ pub const REBUILD_CANCELLED: &str = "VolumeRebuildCancelled";
 pub const REBUILD_REFUSED: &str = "VolumeRebuildRefused";
 /// It is not yet: what is in the way.
 pub const REBUILD_WAITS: &str = "VolumeRebuildWaits";
+/// It is: what was done on the way.
+pub const REBUILD_STEP: &str = "VolumeRebuildStep";
 /// It was.
 pub const REBUILT: &str = "VolumeRebuilt";
 /// A claim is made anew, since the PersistentVolume that was to take the lost one's place was refused.
@@ -164,6 +167,15 @@ impl Regarding {
             name: Some(self.name.clone()),
             uid: self.uid.clone(),
             ..ObjectReference::default()
+        }
+    }
+}
+
+impl fmt::Display for Regarding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
         }
     }
 }

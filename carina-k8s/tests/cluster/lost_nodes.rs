@@ -104,6 +104,24 @@ async fn the_volumes_of_a_deleted_node_are_made_again_under_their_names() {
         until(&format!("{reason} is told"), async || reasons(&server).contains(reason).then_some(())).await;
     }
 
+    // Each step is told, on the volume and its claim.
+    let (volume, claim) = ("pvc-1", "claim-pvc-1");
+    for (step, about) in [
+        ("a tombstone says", volume),
+        ("the LogicVolume on node n1 was deleted", volume),
+        ("finalizer carina.storage.io/logicvolume was taken off", volume),
+        ("a LogicVolume for it was made on node n2 in carina-vg-ssd", claim),
+        ("PersistentVolume pvc-1 was deleted", claim),
+        ("guards data that is gone no longer: external-provisioner", claim),
+        ("PersistentVolume pvc-1 was made again for node n2", claim),
+    ] {
+        until(step, async || {
+            let events = told(&server, "VolumeRebuildStep", step);
+            events.iter().any(|event| event["regarding"]["name"] == about).then_some(())
+        })
+        .await;
+    }
+
     // The node returns: its old copies go into quarantine, though they are many, and not at once.
     node_object(&server, "n1", "node-1b", true, false);
     lost.start().await;

@@ -29,8 +29,8 @@ use crate::asked;
 use crate::clock::Clock;
 use crate::controller::{Allocator, Mirror};
 use crate::event::{
-    NODE_DELETED, ORPHAN_RELEASED, ORPHANED, REBUILD_CANCELLED, REBUILD_REFUSED, REBUILD_STARTED, REBUILD_WAITS,
-    REBUILT, RESTORED, Recorder, Regarding,
+    NODE_DELETED, ORPHAN_RELEASED, ORPHANED, REBUILD_CANCELLED, REBUILD_REFUSED, REBUILD_STARTED, REBUILD_STEP,
+    REBUILD_WAITS, REBUILT, RESTORED, Recorder, Regarding,
 };
 use crate::failure::{IN_USE, NODE_LOST, QUARANTINED};
 use crate::logic_volume::{
@@ -158,7 +158,10 @@ impl Acting {
                 self.events.normal(about, REBUILD_CANCELLED, note);
                 Ok(())
             }
-            (Step::Unhold, Some(volume), _) => self.unhold(volume).await,
+            (Step::Unhold, Some(volume), _) => {
+                let why = format!("node {} is back, and the volume is made again where it was", volume.spec.node_name);
+                self.unhold(volume, &why).await
+            }
             (Step::LetGo, Some(volume), _) => self.let_go(volume).await,
             (Step::Place, None, Some(pv)) => self.place(pv).await,
             (Step::Withdraw, Some(volume), _) => self.withdraw(volume).await,
@@ -168,7 +171,7 @@ impl Acting {
                 let text = serde_json::to_string(&new).map_err(kube::Error::SerdeError)?;
                 self.annotate(volume, json!({ REPLACEMENT: text })).await
             }
-            (Step::DeletePersistentVolume, Some(_), Some(pv)) => self.delete_pv(pv.object).await,
+            (Step::DeletePersistentVolume, Some(volume), Some(pv)) => self.delete_pv(volume, pv).await,
             (Step::FreePersistentVolume, Some(volume), Some(pv)) => self.free_pv(volume, pv.object).await,
             (Step::CreatePersistentVolume, Some(volume), _) => self.create_pv(volume).await,
             (Step::RenewClaim, Some(volume), _) => self.renew_claim(volume).await,
@@ -373,6 +376,11 @@ impl Acting {
             volumes: BTreeSet::from([id]),
         };
         self.buried.set(&tombstone).await?;
+        let note = format!(
+            "a tombstone says from now on that node {} had the volume: should it return, its copy waits in quarantine",
+            tombstone.node
+        );
+        self.tell_step(Regarding::volume_and_claim(volume), note);
         tombstones.push(tombstone);
         Ok(())
     }
@@ -486,21 +494,38 @@ impl Acting {
         if node.is_some_and(|node| !super::is_shut_down(&node)) {
             return Ok(());
         }
+        let node = &volume.spec.node_name;
         if volume.metadata.deletion_timestamp.is_none() {
             // The rest follows when the deletion has been seen.
-            return delete(&self.volumes, volume).await;
+            if delete(&self.volumes, volume).await? {
+                let note = format!("the LogicVolume on node {node} was deleted, since the node is lost");
+                self.tell_step(Regarding::volume_and_claim(volume), note);
+            }
+            return Ok(());
         }
-        self.unhold(volume).await
+        self.unhold(volume, &format!("node {node} is lost and never will")).await
     }
 
     /// Takes our finalizer off a deleted LogicVolume.
-    async fn unhold(&self, volume: &LogicVolume) -> Result<(), kube::Error> {
+    async fn unhold(&self, volume: &LogicVolume, why: &str) -> Result<(), kube::Error> {
         let left: Vec<&String> = volume.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
         let written = patch(&self.volumes, volume, json!({ "metadata": { "finalizers": left } })).await?;
+        if written.is_some() {
+            let note = format!("finalizer {FINALIZER} was taken off the deleted LogicVolume: {why}");
+            self.tell_step(Regarding::volume_and_claim(volume), note);
+        }
         if let Some(written) = written.filter(|written| written.metadata.deletion_timestamp.is_none()) {
             self.seen.put(written);
         }
         Ok(())
+    }
+
+    /// Tells of a step on the way of a volume whose node is lost, to people and to the log.
+    fn tell_step(&self, about: impl IntoIterator<Item = Regarding>, note: String) {
+        let about: Vec<Regarding> = about.into_iter().collect();
+        let what = about.first().map(ToString::to_string).unwrap_or_default();
+        tracing::warn!("{what}: {note}");
+        self.events.normal(about, REBUILD_STEP, note);
     }
 
     /// Whether there is a LogicVolume by now for what is made again.
@@ -550,6 +575,11 @@ impl Acting {
         object.annotations_mut().insert(REBUILT_FROM.to_owned(), from);
         match self.volumes.create(&PostParams::default(), &object).await {
             Ok(made) => {
+                let note = format!(
+                    "a LogicVolume for it was made on node {} in {}, in place of node {}",
+                    made.spec.node_name, made.spec.device_group, rebuilding.node
+                );
+                self.tell_step([Regarding::object(&made)].into_iter().chain(claim_of(pv)), note);
                 self.seen.put(made);
                 Ok(())
             }
@@ -611,14 +641,27 @@ impl Acting {
         self.mark_and_delete(volume).await
     }
 
-    async fn delete_pv(&self, pv: &PersistentVolume) -> Result<(), kube::Error> {
-        delete(&self.persistent, pv).await
+    async fn delete_pv(&self, volume: &LogicVolume, pv: Ours<'_>) -> Result<(), kube::Error> {
+        if delete(&self.persistent, pv.object).await? {
+            let (name, at) = (pv.object.name_any(), &volume.spec.node_name);
+            let note = format!("PersistentVolume {name} was deleted, to be made again for node {at}");
+            self.tell_step([Regarding::object(volume)].into_iter().chain(claim_of(pv)), note);
+        }
+        Ok(())
     }
 
     async fn free_pv(&mut self, volume: &LogicVolume, pv: &PersistentVolume) -> Result<(), kube::Error> {
         let others = others(pv);
         if others.len() < pv.finalizers().len() {
             let written = patch(&self.persistent, pv, json!({ "metadata": { "finalizers": others } })).await?;
+            if written.is_some() {
+                let guards: Vec<&str> =
+                    pv.finalizers().iter().filter(|f| !others.contains(f)).map(String::as_str).collect();
+                let (guards, name) = (guards.join(", "), pv.name_any());
+                let note = format!("the deleted PersistentVolume {name} guards data that is gone no longer: {guards}");
+                let claim = Ours::of(pv).and_then(claim_of);
+                self.tell_step([Regarding::object(volume)].into_iter().chain(claim), note);
+            }
             if let Some(written) = written.filter(|_| !others.is_empty()) {
                 self.seen_persistent.put(written);
             }
@@ -648,6 +691,9 @@ impl Acting {
         };
         match self.persistent.create(&PostParams::default(), &new).await {
             Ok(made) => {
+                let name = made.name_any();
+                let note = format!("PersistentVolume {name} was made again for node {}", volume.spec.node_name);
+                self.tell_step([Regarding::object(volume)].into_iter().chain(claim_of(ours)), note);
                 self.seen_persistent.put(made);
                 Ok(())
             }
@@ -836,12 +882,12 @@ where
     unless_changed(api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&change)).await)
 }
 
-/// Deletes an object if it is still the one that was decided on.
-pub(super) async fn delete<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
+/// Deletes an object if it is still the one that was decided on; whether it was.
+pub(super) async fn delete<K>(api: &Api<K>, object: &K) -> Result<bool, kube::Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    unless_changed(api.delete(&object.name_any(), &as_decided_on(object)).await).map(drop)
+    unless_changed(api.delete(&object.name_any(), &as_decided_on(object)).await).map(|done| done.is_some())
 }
 
 /// How to delete an object only if it is still as it was decided on.
