@@ -113,6 +113,15 @@ fn decide_deleted(object: &LogicVolume, node: &str, found: &Found) -> Decision {
                     object.metadata.uid.as_deref().unwrap_or_default()
                 ),
             ),
+            // The object alone holds the deletion up. Nobody speaks for the volume then.
+            Err(problem) if marked => keep(
+                "GroupMissing",
+                format!(
+                    "{problem}; if they are gone for good: kubectl patch lv {} --type=merge -p \
+                     '{{\"metadata\":{{\"finalizers\":null}}}}'; should they return, the volume waits in quarantine",
+                    object.metadata.name.as_deref().unwrap_or_default()
+                ),
+            ),
             Err(problem) => keep("GroupMissing", problem),
         },
     }

@@ -177,7 +177,16 @@ fn a_volume_whose_group_is_away_is_not_taken_for_gone() {
     assert_eq!(reason_of(decide(&deleted(made.clone(), true), NODE, &away)), "GroupMissing");
     away = found(None);
     away.groups[1].health = Health::Failed { evidence: "sdb is gone".to_owned() };
-    assert_eq!(reason_of(decide(&deleted(made, true), NODE, &away)), "GroupMissing");
+    let says = |marked| match decide(&deleted(made.clone(), marked), NODE, &away) {
+        Decision::Report(verdict) => verdict.trouble().unwrap().message.clone(),
+        other => panic!("{other:?} is no report"),
+    };
+    let remedy = r#"kubectl patch lv pvc-1 --type=merge -p '{"metadata":{"finalizers":null}}'"#;
+    assert!(says(true).contains(remedy), "{}", says(true));
+    assert!(
+        says(true).contains("sdb is gone") && !says(false).contains(remedy),
+        "it is for a deletion that was asked for"
+    );
 }
 
 #[test]
