@@ -150,6 +150,7 @@ impl Upkeep {
 
     /// Looks once at everything and does what is next; when to look again although nothing changes.
     async fn look(&mut self) -> Result<Instant, kube::Error> {
+        self.acting.look_anew();
         let tombstones = match &self.tombstones {
             Some(tombstones) => tombstones.clone(),
             None => {

@@ -574,3 +574,26 @@ async fn what_waits_costs_no_list_of_the_cluster() {
     tokio::time::sleep(25 * HOUR).await;
     assert_eq!(orphans(&server), found[2..]);
 }
+
+/// As many may have to be made again as there are volumes.
+#[tokio::test(start_paused = true)]
+async fn those_that_are_there_are_listed_once_for_all_that_are_made_again() {
+    let server = ApiServer::new();
+    let mut node = one_node(&server).await;
+    let _leader = Leader::start(&server).await;
+    let names: Vec<String> = (0..8).map(|i| format!("pvc-{i}")).collect();
+    for name in &names {
+        bound(&server, name, "n1").await;
+    }
+    // Nobody else asks.
+    node.crash().await;
+    for name in &names {
+        remove_by_force(&server, name).await;
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    server.take_requests();
+    until_long("all are made again", async || names.iter().all(|name| get(&server, name).is_some()).then_some(()))
+        .await;
+    let lists = server.take_requests().into_iter().filter(|r| r.starts_with("GET") && r.ends_with("/logicvolumes"));
+    assert_eq!(lists.count(), 1);
+}

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use carina_core::config::Config;
 use carina_core::{
-    Bytes, ClaimName, ClassParameters, GroupName, GroupSelector, SizeRange, VolumeId, VolumeRequest, VolumeType,
+    Bytes, ClaimName, ClassParameters, GroupName, GroupSelector, SizeRange, VolumeId, VolumeName, VolumeRequest,
+    VolumeType,
 };
 use carina_csi::TOPOLOGY_KEY;
 use jiff::Timestamp;
@@ -68,6 +69,22 @@ pub(super) struct Acting {
     pub(super) told: HashSet<(String, &'static str)>,
     /// When to look again for what no watch tells of.
     again: Option<Duration>,
+    /// What LogicVolumes there are, as stored at this look; asked for when it is needed.
+    stored: Option<Stored>,
+}
+
+/// What the LogicVolumes that are stored stand for.
+#[derive(Default)]
+struct Stored {
+    ids: HashSet<VolumeId>,
+    names: HashSet<VolumeName>,
+}
+
+impl Stored {
+    fn take(&mut self, volume: &LogicVolume) {
+        self.ids.extend(volume.volume_id());
+        self.names.extend(volume.volume_name().ok());
+    }
 }
 
 impl Acting {
@@ -97,7 +114,13 @@ impl Acting {
             events,
             told: HashSet::new(),
             again: None,
+            stored: None,
         }
+    }
+
+    /// A look begins: what was stored at the last one counts no longer.
+    pub(super) fn look_anew(&mut self) {
+        self.stored = None;
     }
 
     pub(super) async fn tombstones(&self) -> Result<Vec<Tombstone>, kube::Error> {
@@ -720,13 +743,18 @@ impl Acting {
     async fn restore(&mut self, pv: Ours<'_>) -> Result<(), kube::Error> {
         let handle = pv.handle();
         let cannot = |why: &str| format!("no LogicVolume stands for its volume {handle}, and none can be made: {why}");
-        let (mut taken, id) = (false, handle.parse::<VolumeId>());
-        let name = id.as_ref().ok().and_then(|id| id.suffix()?.parse().ok());
-        asked::every(&self.volumes, |volume| {
-            let by_name = name.as_ref().is_some_and(|name| volume.volume_name().as_ref() == Ok(name));
-            taken |= by_name || id.is_ok() && volume.volume_id().as_ref() == id.as_ref().ok();
-        })
-        .await?;
+        let id = handle.parse::<VolumeId>().ok();
+        let name = id.as_ref().and_then(|id| id.suffix()?.parse::<VolumeName>().ok());
+        if self.stored.is_none() {
+            // Once for all that are to be made again: after a deleted definition that is every volume.
+            let mut stored = Stored::default();
+            asked::every(&self.volumes, |volume| stored.take(&volume)).await?;
+            self.stored = Some(stored);
+        }
+        let taken = self.stored.as_ref().is_none_or(|stored| {
+            name.as_ref().is_some_and(|name| stored.names.contains(name))
+                || id.as_ref().is_some_and(|id| stored.ids.contains(id))
+        });
         let there = asked::one(&self.persistent, &pv.object.name_any()).await?;
         let same = there
             .as_ref()
@@ -757,6 +785,9 @@ impl Acting {
                 );
                 tracing::warn!("{note}");
                 self.events.warning([Regarding::object(&made), Regarding::object(pv.object)], RESTORED, note);
+                if let Some(stored) = &mut self.stored {
+                    stored.take(&made);
+                }
                 self.seen.put(made);
                 Ok(())
             }
