@@ -534,6 +534,13 @@ impl Ledger {
             }
             self.leave(&place.node, pod);
         }
+        // A pod that was narrowed to none of its nodes has no place left that names its volumes.
+        let asked = reservation.request.claims.iter().map(|claim| &claim.volume);
+        for volume in asked.chain(reservation.request.bound.iter().map(|bound| &bound.volume)) {
+            if self.by_volume.get(volume) == Some(pod) {
+                self.by_volume.remove(volume);
+            }
+        }
         Some(reservation)
     }
 

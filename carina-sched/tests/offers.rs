@@ -192,6 +192,18 @@ fn two_pods_of_one_claim_are_not_counted_twice() {
 }
 
 #[test]
+fn a_claim_of_a_pod_that_was_left_no_node_is_another_pods_once_it_ends() {
+    let mut offers = offers(&[5]);
+    let (one, mut two) = (pod("one", 1), pod("two", 1));
+    two.claims = one.claims.clone();
+    offers.filter(&one, &["n0"], T).unwrap();
+    assert_eq!(offers.score(&one.pod, &["n9"]), [None]);
+    offers.end(&one.pod);
+    assert_eq!(offers.ledger().holder(&one.claims[0].volume), None);
+    assert_eq!(names(&offers.filter(&two, &["n0"], T).unwrap()), ["n0"]);
+}
+
+#[test]
 fn the_table_shows_a_pod_what_it_would_get_without_its_own_holds() {
     let mut offers = offers(&[1, 1, 0]);
     let one = pod("one", 1);
@@ -204,6 +216,9 @@ fn the_table_shows_a_pod_what_it_would_get_without_its_own_holds() {
     let table = offers.explain(&pod("two", 1)).unwrap();
     assert!(matches!(&table[0].verdict, Verdict::Rejected(Reason::BeingScheduled { .. })), "{table:?}");
 }
+
+/// How many pods there are; the last ones have the claims of the first.
+const PODS: usize = 15;
 
 /// One thing that happens.
 #[derive(Debug, Clone)]
@@ -220,12 +235,12 @@ enum Step {
 fn step() -> impl proptest::strategy::Strategy<Value = Step> {
     let nodes = || prop::collection::vec(0..5_usize, 1..6);
     prop_oneof![
-        6 => (0..12_usize, nodes()).prop_map(|(pod, nodes)| Step::Ask(pod, nodes)),
-        2 => (0..12_usize, nodes()).prop_map(|(pod, nodes)| Step::Score(pod, nodes)),
-        5 => (0..12_usize, 0..64_usize).prop_map(|(pod, which)| Step::Choose(pod, which)),
-        3 => (0..12_usize).prop_map(Step::OnRecord),
-        1 => (0..12_usize).prop_map(Step::GiveUp),
-        1 => (0..12_usize).prop_map(Step::End),
+        6 => (0..PODS, nodes()).prop_map(|(pod, nodes)| Step::Ask(pod, nodes)),
+        2 => (0..PODS, nodes()).prop_map(|(pod, nodes)| Step::Score(pod, nodes)),
+        5 => (0..PODS, 0..64_usize).prop_map(|(pod, which)| Step::Choose(pod, which)),
+        3 => (0..PODS).prop_map(Step::OnRecord),
+        1 => (0..PODS).prop_map(Step::GiveUp),
+        1 => (0..PODS).prop_map(Step::End),
         1 => (1..30_u64).prop_map(Step::Wait),
     ]
 }
@@ -239,7 +254,10 @@ proptest! {
         steps in prop::collection::vec(step(), 1..120),
     ) {
         let mut offers = offers(&places);
-        let requests: Vec<PodRequest> = (0..12).map(|i| pod(&format!("p{i}"), 1 + i % 3)).collect();
+        let mut requests: Vec<PodRequest> = (0..PODS).map(|i| pod(&format!("p{i}"), 1 + i % 3)).collect();
+        for i in 12..PODS {
+            requests[i].claims = requests[i - 12].claims.clone();
+        }
         // What a scheduler knows: the last answer to each pod, and where it sent it.
         let mut answers: BTreeMap<usize, Vec<String>> = BTreeMap::new();
         let mut sent: BTreeMap<usize, String> = BTreeMap::new();
@@ -320,5 +338,8 @@ proptest! {
             }
         }
         prop_assert_eq!(offers.ledger().reservations().count(), 0);
+        for claim in requests.iter().flat_map(|request| &request.claims) {
+            prop_assert_eq!(offers.ledger().holder(&claim.volume), None);
+        }
     }
 }
