@@ -280,15 +280,13 @@ impl Offers {
         )
     }
 
-    /// The whole table for a request, as [`ClusterView::explain`], without what the pod itself holds.
+    /// The whole table for a request, as [`ClusterView::explain`], without what the pod itself holds, decided or not.
     ///
     /// # Errors
     /// [`RequestError`] if the request makes no sense by itself.
     pub fn explain(&self, request: &PodRequest) -> Result<Vec<Explained>, RequestError> {
         let mut aside = self.clone();
-        if aside.ledger.reservation(&request.pod).is_none_or(|held| held.until.is_some()) {
-            aside.end(&request.pod);
-        }
+        aside.end(&request.pod);
         let mut table = aside.ledger.view().explain(request, aside.ledger.strategy())?;
         let rejected = |line: &&mut Explained| matches!(line.verdict, Verdict::Rejected(_));
         let names: Vec<String> = table.iter_mut().filter(rejected).map(|line| line.node.clone()).collect();

@@ -215,6 +215,12 @@ fn the_table_shows_a_pod_what_it_would_get_without_its_own_holds() {
     offers.filter(&pod("three", 1), &["n1"], T).unwrap();
     let table = offers.explain(&pod("two", 1)).unwrap();
     assert!(matches!(&table[0].verdict, Verdict::Rejected(Reason::BeingScheduled { .. })), "{table:?}");
+    // Decided, it isn't in its own way either; others are told that the space is gone.
+    offers.decide(&one, "n0");
+    let table = offers.explain(&one).unwrap();
+    assert!(table[0].node == "n0" && matches!(table[0].verdict, Verdict::Fits { rank: 1, .. }), "{table:?}");
+    let table = offers.explain(&pod("two", 1)).unwrap();
+    assert!(matches!(&table[0].verdict, Verdict::Rejected(Reason::NoRoom(_))), "{table:?}");
 }
 
 /// How many pods there are; the last ones have the claims of the first.
