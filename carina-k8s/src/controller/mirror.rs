@@ -169,7 +169,18 @@ where
         object
     }
 
-    /// Follows the objects, for ever; `on_change` hears of each change.
+    /// Takes in what the watch brought, and tells of it.
+    fn take_in(&self, object: &K, on_change: &mut impl FnMut(Change<'_, K>)) {
+        let Some(before) = self.insert(&Arc::new(object.clone())) else { return };
+        // Deleted and made anew under its name while nobody watched: no list and no event tells of the former's end.
+        if let Some(before) = before.filter(|before| before.uid() != object.uid()) {
+            on_change(Change::Gone(&before));
+        }
+        on_change(Change::Is(object));
+    }
+
+    /// Follows the objects, for ever; `on_change` hears of each change, and of the end of each object before another of
+    /// its name.
     pub async fn follow(&self, api: Api<K>, on_change: impl FnMut(Change<'_, K>)) {
         self.follow_by(api, watcher::Config::default(), on_change).await;
     }
@@ -199,8 +210,8 @@ where
                         if self.remove(&object) {
                             on_change(Change::Gone(&object));
                         }
-                    } else if self.insert(&Arc::new(object.clone())) {
-                        on_change(Change::Is(&object));
+                    } else {
+                        self.take_in(&object, &mut on_change);
                     }
                 }
                 Ok(watcher::Event::Delete(object)) => {
@@ -217,9 +228,7 @@ where
                     if let Some(listed) = &mut listed {
                         listed.insert(key(&object), ());
                     }
-                    if self.insert(&Arc::new(object.clone())) {
-                        on_change(Change::Is(&object));
-                    }
+                    self.take_in(&object, &mut on_change);
                 }
                 Ok(watcher::Event::InitDone) => {
                     // What was there and isn't listed went while nobody watched. An object that we wrote
@@ -254,19 +263,17 @@ where
         }
     }
 
-    /// Takes an object in unless a newer one is there; whether it was taken.
-    fn insert(&self, object: &Arc<K>) -> bool {
+    /// Takes an object in unless a newer one is there; if it was taken, what was there before.
+    fn insert(&self, object: &Arc<K>) -> Option<Option<Arc<K>>> {
         let name = key(object.as_ref());
         let mut objects = self.lock();
-        let newer = objects.get(&name).is_none_or(|there| version(&**object) >= version(&**there));
-        if newer {
-            objects.insert(name.clone(), Arc::clone(object));
+        if objects.get(&name).is_some_and(|there| version(&**object) < version(&**there)) {
+            return None;
         }
+        let before = objects.insert(name.clone(), Arc::clone(object));
         drop(objects);
-        if newer {
-            self.tell(&name);
-        }
-        newer
+        self.tell(&name);
+        Some(before)
     }
 
     /// Takes an object out unless another of its name came after it; whether it was taken out.

@@ -670,6 +670,45 @@ async fn each_sign_of_a_choice_counts_and_a_restart_forgets_none() {
     }
 }
 
+/// As a StatefulSet makes its pods, and somebody its claims: again, under the same names.
+#[tokio::test(start_paused = true)]
+async fn what_is_made_anew_under_its_name_while_nobody_watches_leaves_no_hold_behind() {
+    let server = ApiServer::new();
+    let node = Node::started(&server, "n1").await;
+    published(&server, &[&node]).await;
+    let user = User { client: server.client() };
+    user.class("ssd", "WaitForFirstConsumer", json!({"carina.storage.io/disk-group-name": "ssd"})).await;
+    let extender = Extender::start(&server.client()).await;
+    user.claim("data", "ssd", 50).await;
+    user.claim("log", "ssd", 50).await;
+    let pod = user.pod("db-0", &["data"]).await;
+    offered_n1(&extender, &pod).await;
+    let nominate = json!({"status": {"nominatedNodeName": "n1"}});
+    user.pods().patch_status("db-0", &PatchParams::default(), &Patch::Merge(&nominate)).await.unwrap();
+    select(&user.claims(), "log", Some("n1")).await;
+    until("both are decided", async || (extender.cluster.figures().1 == 2).then_some(())).await;
+
+    server.set_down(true);
+    for (resource, key) in [("pods", "db/db-0"), ("persistentvolumeclaims", "db/log")] {
+        let mut anew = server.object(resource, key).unwrap();
+        anew["metadata"]["uid"] = json!(format!("{}-anew", anew["metadata"]["uid"].as_str().unwrap()));
+        anew["metadata"]["annotations"] = Value::Null;
+        anew["status"] = json!({});
+        server.put(resource, key, anew);
+    }
+    server.expire();
+    server.set_down(false);
+    let anew = server.object("pods", "db/db-0").unwrap();
+    // Its claim is nobody else's, and all of the room is there.
+    offered_n1(&extender, &anew).await;
+    until("nothing is decided", async || (extender.cluster.figures().1 == 0).then_some(())).await;
+}
+
+/// Asks until the pod is offered `n1`.
+async fn offered_n1(extender: &Extender, pod: &Value) {
+    until("it is offered n1", async || (extender.filter(pod, &["n1"]).await.0 == ["n1"]).then_some(())).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn names_and_whole_nodes_are_answered_alike_and_foreign_pods_at_once() {
     let world = World::new(2).await;
