@@ -227,6 +227,12 @@ impl Offers {
         self.ledger.reservation(pod).is_some_and(|held| held.until.is_some())
     }
 
+    /// The pods that hold decided space; volumes that hold space themselves aside.
+    pub fn decided(&self) -> impl Iterator<Item = &PodId> {
+        let firm = self.ledger.reservations().filter(|held| held.until.is_none());
+        firm.map(|held| &held.request.pod).filter(|pod| !pod.is_of_volume())
+    }
+
     /// When the last of the answers ends that no sign has decided yet.
     #[must_use]
     pub fn last_end(&self) -> Option<Duration> {

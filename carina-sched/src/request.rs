@@ -13,6 +13,9 @@ pub const MAX_CLAIMS: usize = 256;
 /// reckoned with: 4 EiB.
 pub const MAX_FIGURE: Bytes = Bytes(1 << 62);
 
+/// How the name of a volume that holds space itself begins.
+const OF_VOLUME: &str = "volume/";
+
 /// Who asks: a name that is the pod's alone over its life (`namespace/name/uid`). The key of
 /// idempotency of reservations, and of ties.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,7 +26,13 @@ impl PodId {
     /// Who holds the space of a volume that is being made, whatever pod it is for.
     #[must_use]
     pub fn of_volume(volume: &VolumeName) -> Self {
-        Self(format!("volume/{volume}"))
+        Self(format!("{OF_VOLUME}{volume}"))
+    }
+
+    /// Whether it is a volume's, and no pod's: a pod's has two slashes.
+    #[must_use]
+    pub fn is_of_volume(&self) -> bool {
+        self.0.strip_prefix(OF_VOLUME).is_some_and(|volume| !volume.contains('/'))
     }
 }
 

@@ -56,6 +56,8 @@ struct Desk {
     asked: HashMap<PodId, u64>,
     /// The pods that fit nowhere when they last asked, with their keys.
     waiting: HashMap<PodId, String>,
+    /// The pods that hold decided space or wait for some, and that nobody knows, with since when.
+    unknown: HashMap<PodId, Duration>,
     /// When what nodes were found to have less of is believed again, the next first.
     doubts: VecDeque<Duration>,
     /// Whether another replica answers.
@@ -103,6 +105,7 @@ impl Cluster {
                 offers: Offers::new(strategy, patience),
                 asked: HashMap::new(),
                 waiting: HashMap::new(),
+                unknown: HashMap::new(),
                 doubts: VecDeque::new(),
                 closed: false,
             }),
@@ -220,19 +223,53 @@ impl Cluster {
         self.desk().offers.set_strategy(strategy);
     }
 
-    /// Ends the answers whose time is over.
+    /// Ends the answers whose time is over, and what is held for pods that are gone.
     pub fn expire(&self) {
         let now = self.began.elapsed();
         let desk = &mut *self.desk();
         let ended = desk.offers.expire(now);
         let lapsed = desk.doubts.partition_point(|until| *until <= now);
         desk.doubts.drain(..lapsed);
-        if !ended.is_empty() || lapsed > 0 {
+        let gone = self.end_unknown(desk, now);
+        if !ended.is_empty() || lapsed > 0 || gone {
             self.look_for_room(desk);
         }
         for pod in ended {
             tracing::info!(%pod, "its answer holds nothing any more: no sign of a choice came in time");
         }
+    }
+
+    /// Ends what pods hold that nobody has known for as long as an answer holds; whether any held something. A pod may
+    /// be asked about, or a sign of it be heard, when its end was told already, and that isn't told again; or before
+    /// the watch brings it.
+    fn end_unknown(&self, desk: &mut Desk, now: Duration) -> bool {
+        let Desk { offers, asked, waiting, unknown, .. } = desk;
+        let mut since = HashMap::new();
+        let mut over = Vec::new();
+        for id in offers.decided().chain(waiting.keys()).filter(|id| !self.knows(id)) {
+            let from = unknown.get(id).copied().unwrap_or(now);
+            if now.saturating_sub(from) < offers.patience() {
+                since.insert(id.clone(), from);
+            } else {
+                over.push(id.clone());
+            }
+        }
+        *unknown = since;
+        let mut any = false;
+        for id in over {
+            asked.remove(&id);
+            waiting.remove(&id);
+            any |= offers.ledger().reservation(&id).is_some();
+            offers.end(&id);
+            tracing::info!(pod = %id, "it holds nothing any more, and is told of no room: there is no such pod");
+        }
+        any
+    }
+
+    /// Whether there is such a pod, one that hasn't run to its end.
+    fn knows(&self, id: &PodId) -> bool {
+        let Some((key, uid)) = id.0.rsplit_once('/') else { return false };
+        self.pods.get(key).is_some_and(|pod| pod.metadata.uid.as_deref().unwrap_or_default() == uid && !pod.is_over())
     }
 
     /// Which of these nodes a pod may go to.

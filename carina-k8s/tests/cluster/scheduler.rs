@@ -704,6 +704,43 @@ async fn what_is_made_anew_under_its_name_while_nobody_watches_leaves_no_hold_be
     until("nothing is decided", async || (extender.cluster.figures().1 == 0).then_some(())).await;
 }
 
+/// The scheduler asks about a pod whose end was told already, and that isn't told again.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_asked_about_after_its_end_does_not_hold_its_space_for_ever() {
+    let server = ApiServer::new();
+    let node = Node::started(&server, "n1").await;
+    published(&server, &[&node]).await;
+    let user = User { client: server.client() };
+    user.class("ssd", "WaitForFirstConsumer", json!({"carina.storage.io/disk-group-name": "ssd"})).await;
+    let extender = Extender::start(&server.client()).await;
+    user.claim("data", "ssd", 50).await;
+    user.claim("log", "ssd", 50).await;
+    select(&user.claims(), "data", Some("n1")).await;
+    let gone = user.pod("gone", &["data", "log"]).await;
+    until("it is known", async || extender.cluster.pod("db/gone")).await;
+    user.pods().delete("gone", &Default::default()).await.unwrap();
+    until("it is gone", async || extender.cluster.pod("db/gone").is_none().then_some(())).await;
+    offered_n1(&extender, &gone).await;
+    assert_eq!(extender.cluster.figures().1, 2, "the volume of one claim, and the pod's hold for the other");
+    let next = user.pod("next", &["data", "log"]).await;
+    let (offered, reasons) = extender.filter(&next, &["n1"]).await;
+    assert!(offered.is_empty() && reasons["n1"] == "claim is being placed for another pod", "{reasons:?}");
+    extender.cluster.expire();
+    tokio::time::sleep(PATIENCE / 2).await;
+    extender.cluster.expire();
+    assert!(extender.filter(&next, &["n1"]).await.0.is_empty(), "the watch may only be late");
+    tokio::time::sleep(PATIENCE / 2).await;
+    extender.cluster.expire();
+    assert_eq!(extender.filter(&next, &["n1"]).await.0, ["n1"]);
+    // What a pod that is there holds stays.
+    until("it is known", async || extender.cluster.pod("db/next")).await;
+    for _ in 0..3 {
+        extender.cluster.expire();
+        tokio::time::sleep(PATIENCE).await;
+    }
+    assert_eq!(extender.cluster.figures().1, 2);
+}
+
 /// Asks until the pod is offered `n1`.
 async fn offered_n1(extender: &Extender, pod: &Value) {
     until("it is offered n1", async || (extender.filter(pod, &["n1"]).await.0 == ["n1"]).then_some(())).await;
