@@ -194,6 +194,17 @@ impl Offers {
         self.ledger.insist(request, node)
     }
 
+    /// Holds for good what a pod needs for its other claims on the one node that it can go to, having a volume there, if
+    /// it holds nothing; and if there is the room beside everything that is held, for nobody has promised it. Whether
+    /// it holds it now.
+    pub fn keep(&mut self, request: &PodRequest) -> bool {
+        let half = !request.claims.is_empty() && !request.bound.is_empty();
+        if !half || self.ledger.reservation(&request.pod).is_some() {
+            return false;
+        }
+        self.ledger.reserve(request, Duration::MAX).is_ok() && self.ledger.confirm(&request.pod)
+    }
+
     /// The scheduler gave the pod up for now: an answer that it hasn't decided on holds nothing any more.
     pub fn void(&mut self, pod: &PodId) {
         if self.is_undecided(pod) {

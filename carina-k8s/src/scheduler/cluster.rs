@@ -58,6 +58,8 @@ struct Desk {
     waiting: HashMap<PodId, String>,
     /// The pods that hold decided space or wait for some, and that nobody knows, with since when.
     unknown: HashMap<PodId, Duration>,
+    /// Whether all that is on record has been counted.
+    whole: bool,
     /// When what nodes were found to have less of is believed again, the next first.
     doubts: VecDeque<Duration>,
     /// Whether another replica answers.
@@ -106,6 +108,7 @@ impl Cluster {
                 asked: HashMap::new(),
                 waiting: HashMap::new(),
                 unknown: HashMap::new(),
+                whole: false,
                 doubts: VecDeque::new(),
                 closed: false,
             }),
@@ -213,8 +216,14 @@ impl Cluster {
         for claim in self.claims.all() {
             self.on_claim(Change::Is(&claim));
         }
-        for pod in self.pods.all() {
-            self.on_pod(Change::Is(&pod));
+        let pods = self.pods.all();
+        for pod in &pods {
+            self.on_pod(Change::Is(pod));
+        }
+        // Now that each decision is counted, what is left is for those who were promised it without a sign.
+        self.desk().whole = true;
+        for pod in pods.iter().filter(|pod| pod.spec.node_name.is_none()) {
+            self.on_pod(Change::Is(pod));
         }
     }
 
@@ -488,8 +497,22 @@ impl Cluster {
                     self.look_for_room(desk);
                 }
             }
-            (None, _) if news && pod.is_unschedulable() => self.void(&id),
-            _ => {}
+            (Some(_), _) => {}
+            (None, asks) => {
+                if news && pod.is_unschedulable() {
+                    self.void(&id);
+                }
+                if let Asks::Room(request) = asks
+                    && pod.metadata.deletion_timestamp.is_none()
+                {
+                    // What its other claims need where its first volume is was decided with an answer, by this leader
+                    // or the one before, and is on record nowhere.
+                    let desk = &mut *self.desk();
+                    if desk.whole {
+                        desk.offers.keep(&request);
+                    }
+                }
+            }
         }
     }
 

@@ -657,6 +657,7 @@ async fn each_sign_of_a_choice_counts_and_a_restart_forgets_none() {
     assert!(extender.filter(&large, &["n1"]).await.0.is_empty(), "what is decided doesn't end by time");
     let restarted = Extender::start(&client).await;
     assert!(restarted.filter(&large, &["n1"]).await.0.is_empty(), "and a new extender knows it");
+    assert_eq!(restarted.cluster.figures().1, 2);
     // Both decisions are taken back.
     select(&user.claims(), "b", None).await;
     user.pods().delete("pa", &Default::default()).await.unwrap();
@@ -702,6 +703,44 @@ async fn what_is_made_anew_under_its_name_while_nobody_watches_leaves_no_hold_be
     // Its claim is nobody else's, and all of the room is there.
     offered_n1(&extender, &anew).await;
     until("nothing is decided", async || (extender.cluster.figures().1 == 0).then_some(())).await;
+}
+
+/// One claim's volume is on record; that the room for the other was promised is known to the leader alone.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_keeps_the_room_for_the_rest_of_a_pod_that_has_a_volume() {
+    let server = ApiServer::new();
+    let nodes = [Node::started(&server, "n1").await, Node::started(&server, "n2").await];
+    published(&server, &nodes.iter().collect::<Vec<_>>()).await;
+    let user = User { client: server.client() };
+    user.class("ssd", "WaitForFirstConsumer", json!({"carina.storage.io/disk-group-name": "ssd"})).await;
+    let extender = Extender::start(&server.client()).await;
+    for (claim, gib) in [("data", 50), ("log", 60), ("other", 50), ("rest", 30), ("small", 10), ("more", 100)] {
+        user.claim(claim, "ssd", gib).await;
+    }
+    select(&user.claims(), "data", Some("n1")).await;
+    let half = user.pod("half", &["data", "log"]).await;
+    offered_n1(&extender, &half).await;
+    // Another one is decided there too; a third, whose volume of 10 GiB is there, has no room left.
+    let other = user.pod("other", &["rest"]).await;
+    let nominate = json!({"status": {"nominatedNodeName": "n1"}});
+    user.pods().patch_status("other", &PatchParams::default(), &Patch::Merge(&nominate)).await.unwrap();
+    select(&user.claims(), "small", Some("n1")).await;
+    let third = user.pod("third", &["small", "more"]).await;
+    until("all is counted", async || (extender.cluster.figures().1 == 4).then_some(())).await;
+
+    let next = Extender::start(&server.client()).await;
+    assert_eq!(next.cluster.figures().1, 4, "two volumes, the pod that has one of them, and the nominated one");
+    let wants = user.pod("wants", &["other"]).await;
+    let (offered, reasons) = until("it is known", async || {
+        let answer = next.filter(&wants, &["n1"]).await;
+        (!answer.1.values().any(|reason| reason.contains("claim"))).then_some(answer)
+    })
+    .await;
+    assert!(offered.is_empty(), "{reasons:?}");
+    assert!(next.filter(&third, &["n1"]).await.0.is_empty());
+    assert_eq!(next.filter(&half, &["n1"]).await.0, ["n1"]);
+    assert_eq!(next.filter(&other, &["n1"]).await.0, ["n1"]);
+    assert_eq!(next.filter(&wants, &["n2"]).await.0, ["n2"]);
 }
 
 /// The scheduler asks about a pod whose end was told already, and that isn't told again.
