@@ -238,6 +238,12 @@ impl Offers {
         self.ledger.reservation(pod).is_some_and(|held| held.until.is_some())
     }
 
+    /// Whether the pod holds decided space.
+    #[must_use]
+    pub fn is_decided(&self, pod: &PodId) -> bool {
+        self.ledger.reservation(pod).is_some_and(|held| held.until.is_none())
+    }
+
     /// The pods that hold decided space; volumes that hold space themselves aside.
     pub fn decided(&self) -> impl Iterator<Item = &PodId> {
         let firm = self.ledger.reservations().filter(|held| held.until.is_none());

@@ -235,7 +235,8 @@ impl Cluster {
     /// Ends the answers whose time is over, and what is held for pods that are gone.
     pub fn expire(&self) {
         let now = self.began.elapsed();
-        let desk = &mut *self.desk();
+        let mut guard = self.desk();
+        let desk = &mut *guard;
         let ended = desk.offers.expire(now);
         let lapsed = desk.doubts.partition_point(|until| *until <= now);
         desk.doubts.drain(..lapsed);
@@ -245,6 +246,14 @@ impl Cluster {
         }
         for pod in ended {
             tracing::info!(%pod, "its answer holds nothing any more: no sign of a choice came in time");
+        }
+        // A claim's word that it is selected no more may come after the pod's that it is nominated no more.
+        let decided: Vec<PodId> = desk.offers.decided().cloned().collect();
+        drop(guard);
+        for pod in decided.iter().filter_map(|id| self.pods.get(key_of(id))) {
+            if pod.spec.node_name.is_none() && pod.status.nominated_node_name.as_deref().is_none_or(str::is_empty) {
+                self.on_pod(Change::Is(&pod));
+            }
         }
     }
 
@@ -277,8 +286,7 @@ impl Cluster {
 
     /// Whether there is such a pod, one that hasn't run to its end.
     fn knows(&self, id: &PodId) -> bool {
-        let Some((key, uid)) = id.0.rsplit_once('/') else { return false };
-        self.pods.get(key).is_some_and(|pod| pod.metadata.uid.as_deref().unwrap_or_default() == uid && !pod.is_over())
+        self.pods.get(key_of(id)).is_some_and(|pod| pod.id() == *id && !pod.is_over())
     }
 
     /// Which of these nodes a pod may go to.
@@ -486,9 +494,9 @@ impl Cluster {
         };
         let id = pod.id();
         let news = self.desk().asked.get(&id).is_none_or(|asked| pod.version() > *asked);
+        let nominated = pod.status.nominated_node_name.as_deref().filter(|node| !node.is_empty());
         // A nomination that is older than the pod's last question may be of a try that failed.
-        let nominated = pod.status.nominated_node_name.as_deref().filter(|node| news && !node.is_empty());
-        let sign = pod.spec.node_name.as_deref().or(nominated);
+        let sign = pod.spec.node_name.as_deref().or(nominated.filter(|_| news));
         match (sign, self.asks(pod)) {
             (Some(node), Asks::Room(request)) => {
                 let desk = &mut *self.desk();
@@ -502,17 +510,29 @@ impl Cluster {
                 if news && pod.is_unschedulable() {
                     self.void(&id);
                 }
-                if let Asks::Room(request) = asks
-                    && pod.metadata.deletion_timestamp.is_none()
-                {
+                let Asks::Room(request) = asks else { return };
+                let desk = &mut *self.desk();
+                if request.bound.is_empty() {
+                    if nominated.is_none() {
+                        self.take_back(desk, pod);
+                    }
+                } else if desk.whole && pod.metadata.deletion_timestamp.is_none() {
                     // What its other claims need where its first volume is was decided with an answer, by this leader
                     // or the one before, and is on record nowhere.
-                    let desk = &mut *self.desk();
-                    if desk.whole {
-                        desk.offers.keep(&request);
-                    }
+                    desk.offers.keep(&request);
                 }
             }
+        }
+    }
+
+    /// Ends what is decided for a pod that has no nomination and no claim on record, after those were taken back.
+    fn take_back(&self, desk: &mut Desk, pod: &Pod) {
+        let id = pod.id();
+        let news = desk.asked.get(&id).is_none_or(|asked| pod.version() > *asked);
+        // What is newer may have been decided by.
+        let newest = self.pods.get(&key(pod)).is_some_and(|there| there.version() == pod.version());
+        if news && newest && desk.offers.is_decided(&id) && desk.gives_up(&id, |offers| offers.end(&id)) {
+            self.look_for_room(desk);
         }
     }
 
@@ -520,6 +540,11 @@ impl Cluster {
         // The ledger is whole between any two of its own steps that could panic.
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The key of a pod by its id.
+fn key_of(id: &PodId) -> &str {
+    id.0.rsplit_once('/').map_or("", |(key, _)| key)
 }
 
 fn warn(node: &str, warnings: &[Warning]) {

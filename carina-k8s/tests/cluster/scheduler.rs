@@ -705,6 +705,59 @@ async fn what_is_made_anew_under_its_name_while_nobody_watches_leaves_no_hold_be
     until("nothing is decided", async || (extender.cluster.figures().1 == 0).then_some(())).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_nomination_that_is_taken_back_holds_nothing_unless_a_claim_is_on_record() {
+    let server = ApiServer::new();
+    let node = Node::started(&server, "n1").await;
+    published(&server, &[&node]).await;
+    let user = User { client: server.client() };
+    user.class("ssd", "WaitForFirstConsumer", json!({"carina.storage.io/disk-group-name": "ssd"})).await;
+    let extender = Extender::start(&server.client()).await;
+    for (claim, gib) in [("data", 50), ("log", 50), ("large", 150)] {
+        user.claim(claim, "ssd", gib).await;
+    }
+    let nominate = async |node: Option<&str>| {
+        let status = json!({"status": {"nominatedNodeName": node}});
+        user.pods().patch_status("web", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+    };
+    // Known of the pod as the extender has it from its watch.
+    let known = async |what: &str| {
+        until(what, async || {
+            let stored = server.object("pods", "db/web")?;
+            let known = extender.cluster.pod("db/web")?;
+            (stored["metadata"]["resourceVersion"] == known.metadata.resource_version.clone()?).then_some(())
+        })
+        .await;
+    };
+    let large = user.pod("large", &["large"]).await;
+    let web = user.pod("web", &["data", "log"]).await;
+    offered_n1(&extender, &web).await;
+    // Somebody changes the pod otherwise: its answer stands.
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    user.pods().patch("web", &PatchParams::default(), &Patch::Merge(&label)).await.unwrap();
+    known("the label").await;
+    assert_eq!(extender.cluster.figures().0, 1);
+    nominate(Some("n1")).await;
+    until("it is decided", async || (extender.cluster.figures().1 == 1).then_some(())).await;
+    assert!(extender.filter(&large, &["n1"]).await.0.is_empty());
+    // The pod stays pending, and is asked about no more.
+    nominate(None).await;
+    until("the room is back", async || (extender.cluster.figures().1 == 0).then_some(())).await;
+    let seen = async || user.claims().get("large").await.unwrap().annotations().get(ROOM_SEEN).cloned();
+    until("who waits is told", async || seen().await).await;
+
+    // Taken back with a claim on record: what the other needs beside it is decided still.
+    let web = server.object("pods", "db/web").unwrap();
+    offered_n1(&extender, &web).await;
+    nominate(Some("n1")).await;
+    select(&user.claims(), "data", Some("n1")).await;
+    until("both are decided", async || (extender.cluster.figures().1 == 2).then_some(())).await;
+    nominate(None).await;
+    known("no nomination").await;
+    assert_eq!(extender.cluster.figures().1, 2);
+    assert!(extender.filter(&large, &["n1"]).await.0.is_empty());
+}
+
 /// One claim's volume is on record; that the room for the other was promised is known to the leader alone.
 #[tokio::test(start_paused = true)]
 async fn a_new_leader_keeps_the_room_for_the_rest_of_a_pod_that_has_a_volume() {
