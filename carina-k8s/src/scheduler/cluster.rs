@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carina_core::{Error, GroupName, Strategy, VolumeName};
-use carina_sched::{Claim, DOUBTED_FOR, Offer, Offers, PodId, PodRequest, Reasons, Reservation, Score, Warning};
+use carina_sched::{
+    Claim, DOUBTED_FOR, Offer, Offers, PodId, PodRequest, Reasons, RequestError, Reservation, Score, Warning,
+};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Patch, PatchParams};
@@ -75,6 +77,32 @@ impl Desk {
         change(&mut self.offers);
         let after = self.offers.ledger().reservation(holder).map(|held| held.places.len());
         after < before || self.offers.ledger().unconfirmed() < undecided
+    }
+
+    /// Ends the answers and the doubts whose time is over; whether there were any.
+    fn lapse(&mut self, now: Duration) -> bool {
+        let ended = self.offers.expire(now);
+        let lapsed = self.doubts.partition_point(|until| *until <= now);
+        self.doubts.drain(..lapsed);
+        for pod in &ended {
+            tracing::info!(%pod, "its answer holds nothing any more: no sign of a choice came in time");
+        }
+        lapsed > 0 || !ended.is_empty()
+    }
+
+    /// Answers a pod; whether it holds less than before anywhere.
+    fn answer(&mut self, request: &PodRequest, nodes: &[&str], now: Duration) -> (Result<Offer, RequestError>, bool) {
+        let held = |offers: &Offers| -> Vec<(String, usize)> {
+            let places = offers.ledger().reservation(&request.pod).map(|held| held.places.as_slice());
+            places.unwrap_or_default().iter().map(|place| (place.node.clone(), place.claims.len())).collect()
+        };
+        let before = held(&self.offers);
+        let offer = self.offers.filter(request, nodes, now);
+        let less = !before.is_empty() && {
+            let after: HashMap<String, usize> = held(&self.offers).into_iter().collect();
+            before.iter().any(|(node, claims)| after.get(node).is_none_or(|left| left < claims))
+        };
+        (offer, less)
     }
 }
 
@@ -237,15 +265,9 @@ impl Cluster {
         let now = self.began.elapsed();
         let mut guard = self.desk();
         let desk = &mut *guard;
-        let ended = desk.offers.expire(now);
-        let lapsed = desk.doubts.partition_point(|until| *until <= now);
-        desk.doubts.drain(..lapsed);
-        let gone = self.end_unknown(desk, now);
-        if !ended.is_empty() || lapsed > 0 || gone {
+        let lapsed = desk.lapse(now);
+        if self.end_unknown(desk, now) || lapsed {
             self.look_for_room(desk);
-        }
-        for pod in ended {
-            tracing::info!(%pod, "its answer holds nothing any more: no sign of a choice came in time");
         }
         // A claim's word that it is selected no more may come after the pod's that it is nominated no more.
         let decided: Vec<PodId> = desk.offers.decided().cloned().collect();
@@ -306,7 +328,12 @@ impl Cluster {
             return Answer::Closed;
         }
         desk.asked.insert(request.pod.clone(), pod.version());
-        let offer = desk.offers.filter(&request, nodes, now);
+        // Their ends are told here, for whoever looks next finds them ended.
+        let lapsed = desk.lapse(now);
+        let (offer, less) = desk.answer(&request, nodes, now);
+        if lapsed || less {
+            self.look_for_room(desk);
+        }
         if offer.as_ref().is_ok_and(|offer| offer.nodes.is_empty()) {
             desk.waiting.insert(request.pod.clone(), key(pod));
         } else {
@@ -324,7 +351,7 @@ impl Cluster {
         let now = self.began.elapsed();
         let desk = &mut *self.desk();
         desk.closed = true;
-        desk.offers.expire(now);
+        desk.lapse(now);
         desk.offers.last_end().map_or(Duration::ZERO, |end| end.saturating_sub(now))
     }
 
