@@ -351,13 +351,24 @@ impl Cluster {
         let now = self.began.elapsed();
         let desk = &mut *self.desk();
         desk.closed = true;
+        // To tell them of room is for who answers them.
+        desk.waiting.clear();
         desk.lapse(now);
         desk.offers.last_end().map_or(Duration::ZERO, |end| end.saturating_sub(now))
     }
 
-    /// Answers again.
+    /// Answers again, and has those told of room that fit nowhere, by what the scheduler wrote of them.
     pub fn open(&self) {
-        self.desk().closed = false;
+        let refused = |pod: &&Arc<Pod>| pod.spec.node_name.is_none() && !pod.is_over() && pod.is_unschedulable();
+        let pods = self.pods.all();
+        let waits = |pod: &&Arc<Pod>| matches!(self.asks(pod), Asks::Room(request) if !request.claims.is_empty());
+        let waiting: Vec<(PodId, String)> =
+            pods.iter().filter(refused).filter(waits).map(|pod| (pod.id(), key(pod.as_ref()))).collect();
+        let desk = &mut *self.desk();
+        desk.closed = false;
+        desk.waiting.extend(waiting);
+        // There may be room since the leader before looked.
+        self.look_for_room(desk);
     }
 
     /// The score of each of these nodes, of which the pod goes to one; none if it has nothing to score.

@@ -624,6 +624,42 @@ async fn a_pod_that_fit_nowhere_is_tried_again_when_another_gives_up_what_it_hel
     }
 }
 
+/// A new leader has answered nobody, and is to tell those of room whom the former one refused.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_has_those_tried_again_that_the_one_before_refused() {
+    for there_before in [false, true] {
+        let server = ApiServer::new();
+        let user = User { client: server.client() };
+        user.class("local", "WaitForFirstConsumer", json!({"carina.storage.io/disk-type": "ssd"})).await;
+        let node = Node::started(&server, "n1").await;
+        published(&server, &[&node]).await;
+        let controller = Controller::start(&server).await;
+        let whole = controller.service.create(on_ssd("whole", 140, "n1")).await.unwrap();
+        for claim in ["data", "free"] {
+            user.claim(claim, "local", 50).await;
+            user.pod(claim, &[claim]).await;
+        }
+        let refused = json!({"status": {"conditions": [{"type": "PodScheduled", "status": "False"}]}});
+        user.pods().patch_status("data", &PatchParams::default(), &Patch::Merge(&refused)).await.unwrap();
+        let next = Extender::start(&server.client()).await;
+        next.cluster.close();
+        if there_before {
+            controller.service.delete(&whole.id).await.unwrap();
+        }
+        let seen = async |claim: &str| user.claims().get(claim).await.unwrap().annotations().get(ROOM_SEEN).cloned();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(seen("data").await, None, "it doesn't lead");
+        next.cluster.open();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        if !there_before {
+            assert_eq!(seen("data").await, None, "there is no room");
+            controller.service.delete(&whole.id).await.unwrap();
+        }
+        until("its claim says that there is room", async || seen("data").await).await;
+        assert_eq!(seen("free").await, None, "nobody has refused it");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn each_sign_of_a_choice_counts_and_a_restart_forgets_none() {
     let server = ApiServer::new();
