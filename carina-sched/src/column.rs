@@ -41,6 +41,11 @@ impl Row {
     pub fn available(&self) -> u64 {
         self.promise.min(self.room)
     }
+
+    /// Whether anything may fit that didn't before.
+    pub fn takes_more_than(&self, before: &Self) -> bool {
+        self.promise > before.promise || self.room > before.room || self.slots > before.slots
+    }
 }
 
 /// The rows of [`PAGE`] neighbouring nodes.

@@ -39,6 +39,9 @@ pub struct Reported {
     pub warnings: Vec<Warning>,
     /// The pods of which a volume is in the node's figures now, and no longer held beside them.
     pub settled: Vec<(PodId, VolumeName)>,
+    /// Whether anything may fit now that didn't: a group of the node takes more than before, in any respect, or the
+    /// report made known that a pod needs nothing elsewhere.
+    pub more: bool,
 }
 
 /// The cluster's free space, and who holds which part of it.
@@ -130,12 +133,14 @@ impl Ledger {
                 settled.extend(new.map(|claim| (pod.clone(), claim.volume.clone())));
             }
         }
+        let before = self.view.index(&node).and_then(|index| self.view.shared(index));
+        let mut more = false;
         for (pod, volume) in &settled {
             if let Some(reservation) = self.pods.get_mut(pod) {
                 reservation.settled.insert(volume.clone());
             }
             // The volume is there, so the choice is made.
-            self.keep_only(pod, &node);
+            more |= self.keep_only(pod, &node);
         }
         let holds = self.holds(&node);
         let warnings = self.view.update_with(report, &holds);
@@ -143,7 +148,9 @@ impl Ledger {
         for (pod, _) in &settled {
             self.forget_if_done(pod);
         }
-        Reported { warnings, settled }
+        let after = self.view.index(&node).and_then(|index| self.view.node(index));
+        more |= after.is_some_and(|after| after.takes_more_than(before.as_deref()));
+        Reported { warnings, settled, more }
     }
 
     /// The node left the cluster. What is held there stays on record, in case it returns.
@@ -577,15 +584,16 @@ impl Ledger {
         nodes.iter().flat_map(|node| self.rehold(node)).collect()
     }
 
-    /// Frees what a pod holds on other nodes.
-    fn keep_only(&mut self, pod: &PodId, node: &str) {
-        let Some(reservation) = self.pods.get_mut(pod) else { return };
+    /// Frees what a pod holds on other nodes; whether it held any there.
+    fn keep_only(&mut self, pod: &PodId, node: &str) -> bool {
+        let Some(reservation) = self.pods.get_mut(pod) else { return false };
         let (kept, given_up) = std::mem::take(&mut reservation.places).into_iter().partition(|p| p.node == node);
         reservation.places = kept;
         let given_up: Vec<Placed> = given_up;
-        for place in given_up {
+        for place in &given_up {
             self.leave(&place.node, pod);
         }
+        !given_up.is_empty()
     }
 
     /// A confirmed reservation all of whose volumes are in the reports has nothing left to say.

@@ -27,6 +27,14 @@ impl FreeDisk {
         self.gaps.iter().map(|gap| gap.size.get()).sum()
     }
 
+    /// Whether anything may fit that didn't before.
+    pub fn takes_more_than(&self, before: &Self) -> bool {
+        self.free() > before.free()
+            || self.largest() > before.largest()
+            || self.slots > before.slots
+            || self.empty && !before.empty
+    }
+
     fn largest(&self) -> u64 {
         self.gaps.iter().map(|gap| gap.size.get()).max().unwrap_or(0)
     }

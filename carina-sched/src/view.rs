@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use carina_core::{
-    Bytes, DeviceGroup, GroupName, GroupSelector, Health, MAX_PARTITIONS, REALLY_FREE, VolumeName, VolumeType,
+    Bytes, DeviceGroup, GroupName, GroupSelector, Health, MAX_PARTITIONS, REALLY_FREE, RawDisk, VolumeName, VolumeType,
 };
 
 use crate::column::{Column, GroupKey, Row};
@@ -111,13 +111,6 @@ impl ClusterView {
     /// The names of the nodes, in no particular order.
     pub fn node_names(&self) -> impl Iterator<Item = &str> {
         self.names.iter()
-    }
-
-    /// What the groups of a node have free as the node reported it, holds aside; nothing of a node that isn't known.
-    #[must_use]
-    pub fn free(&self, node: &str) -> Bytes {
-        let node = self.index(node).and_then(|index| self.node(index));
-        node.into_iter().flat_map(|node| &node.groups).map(|group| group.figures.free).sum()
     }
 
     /// A group of a node as the node reported it, holds aside.
@@ -318,6 +311,11 @@ impl ClusterView {
         self.nodes.get(index)?.as_deref()
     }
 
+    /// A node as it is now, whatever becomes of it.
+    pub(crate) fn shared(&self, index: usize) -> Option<Arc<Node>> {
+        self.nodes.get(index)?.clone()
+    }
+
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (usize, &Node)> {
         self.nodes.iter().enumerate().filter_map(|(index, node)| Some((index, node.as_deref()?)))
     }
@@ -359,6 +357,18 @@ impl Node {
         }
         node.holds = holds;
         node
+    }
+
+    /// Whether anything may fit here, beside the holds, that didn't before; nobody was here if nothing was known.
+    pub(crate) fn takes_more_than(&self, before: Option<&Self>) -> bool {
+        let same = |group: &Group| {
+            let old = before?.groups.iter().find(|old| old.figures.name == group.figures.name)?;
+            (old.column == group.column).then_some(old)
+        };
+        self.groups.iter().any(|group| match same(group) {
+            Some(old) => group.takes_more_than(old),
+            None => group.row.available() > 0,
+        })
     }
 }
 
@@ -429,6 +439,17 @@ impl Group {
         }
         // What is lacking on a group that takes nothing new anyway is nobody's news.
         (!lacking.is_zero() && takes).then(|| Warning::Overcommitted { group: self.figures.name.clone(), by: lacking })
+    }
+
+    /// Whether anything may fit that didn't before. A sum alone doesn't say: one disk's gap may have grown while
+    /// another's was taken.
+    fn takes_more_than(&self, before: &Self) -> bool {
+        let more = |(disk, free): (&RawDisk, &FreeDisk)| {
+            let old = before.figures.raw_disks.iter().position(|old| old.name == disk.name);
+            old.and_then(|old| before.free.get(old)).map_or(free.free() > 0, |old| free.takes_more_than(old))
+        };
+        let mut disks = self.figures.raw_disks.iter().zip(self.free.iter());
+        self.row.available() > 0 && (self.row.takes_more_than(&before.row) || disks.any(more))
     }
 
     /// The group as it would be with what is held.

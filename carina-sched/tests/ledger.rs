@@ -354,6 +354,79 @@ fn one_machine_holds_space_by_volume_name() {
 }
 
 #[test]
+fn a_report_says_whether_anything_may_fit_that_did_not() {
+    let disk = |name: &str, gaps: &[(u64, u64)]| RawDisk {
+        name: name.to_owned(),
+        size: Bytes::gib(100),
+        gaps: gaps.iter().map(|(start, gib)| Gap { start: Bytes::gib(*start), size: Bytes::gib(*gib) }).collect(),
+        partitions: 2,
+        exclusive: false,
+    };
+    // A group of each kind, each with something taken.
+    let first = || {
+        let (mut ssd, mut raw) = (group(GroupName::ssd(), 100), group("raw-ssd".parse().unwrap(), 200));
+        ssd.free = Bytes::gib(60);
+        ssd.volumes_size = Bytes::gib(40);
+        raw.volume_type = VolumeType::Raw;
+        raw.raw_disks = vec![disk("sdc", &[(1, 10), (40, 10)]), disk("sdd", &[(1, 20)])];
+        NodeReport::new("a", vec![ssd.into(), group(GroupName::hdd(), 100).into(), raw.into()])
+    };
+    type Change = fn(&mut Vec<GroupReport>);
+    let cases: [(&str, bool, Change); 14] = [
+        ("nothing", false, |_| {}),
+        ("less free", false, |groups| groups[0].group.free = Bytes::gib(50)),
+        ("more free", true, |groups| groups[0].group.free = Bytes::gib(61)),
+        ("fewer volumes more", false, |groups| groups[0].group.volumes_left = 999),
+        ("more volumes more", true, |groups| groups[0].group.volumes_left = 1001),
+        ("a smaller reserve", true, |groups| groups[0].group.reserve = Bytes::gib(5)),
+        ("a larger reserve", false, |groups| groups[0].group.reserve = Bytes::gib(20)),
+        ("one gains and one loses more", true, |groups| {
+            groups[0].group.free = Bytes::gib(61);
+            groups[1].group.free = Bytes::gib(10);
+        }),
+        ("a group is lost", false, |groups| groups.truncate(2)),
+        ("a group is new", true, |groups| groups.push(group("carina-vg-new".parse().unwrap(), 100).into())),
+        ("a group fails", false, |groups| groups[1].group.health = Health::Failed { evidence: "x".to_owned() }),
+        ("a gap grows and another goes", true, |groups| {
+            groups[2].group.raw_disks[0].gaps = vec![Gap { start: Bytes::gib(40), size: Bytes::gib(15) }];
+        }),
+        ("a disk gains and one loses more", true, |groups| {
+            groups[2].group.raw_disks[1].gaps[0].size = Bytes::gib(21);
+            groups[2].group.raw_disks[0].gaps.clear();
+        }),
+        ("a gap goes", false, |groups| groups[2].group.raw_disks[0].gaps.truncate(1)),
+    ];
+    for (what, more, change) in cases {
+        let mut ledger = Ledger::new(Strategy::Spreadout);
+        assert!(ledger.report(first()).more, "a node is new");
+        let mut next = first();
+        change(&mut next.groups);
+        assert_eq!(ledger.report(next.clone()).more, more, "{what}");
+        // Not ready, and ready again.
+        next.ready = false;
+        assert!(!ledger.report(next.clone()).more, "{what}");
+        next.ready = true;
+        assert!(ledger.report(next.clone()).more, "{what}");
+        next.groups.iter_mut().for_each(|group| group.group.health = Health::Failed { evidence: "x".to_owned() });
+        assert!(!ledger.report(next).more, "{what}");
+        assert!(ledger.report(first()).more, "{what}, and all are mended");
+    }
+    // A volume in the figures that was held before them is no news; that its pod holds nothing elsewhere any more is.
+    let (mut ledger, one, two) = (ledger(&[("a", 100), ("b", 100)]), pod("one", &[30]), pod("two", &[30]));
+    ledger.reserve(&PodRequest { node: Some("a".to_owned()), ..one.clone() }, LATER).unwrap();
+    let mut made = with_volumes(node("a", 100), &[&one]);
+    made.groups[0].group.volumes_left = 999;
+    assert!(!ledger.report(made).more);
+    ledger.offer(&two, &["a", "b"], LATER).unwrap();
+    let mut both = with_volumes(node("a", 100), &[&one, &two]);
+    both.groups[0].group.volumes_left = 998;
+    assert!(ledger.report(both).more);
+    // A doubt ends with the next report.
+    ledger.found_less("b", &GroupName::ssd(), Bytes::ZERO, LATER);
+    assert!(ledger.report(node("b", 100)).more);
+}
+
+#[test]
 fn included_volumes_are_known_before_their_reservation_is_restored() {
     let one = pod("one", &[30]);
     let mut first = ledger(&[("a", 100)]);

@@ -439,10 +439,9 @@ impl Cluster {
                 let Some(report) = node.report() else { return };
                 let name = report.node.clone();
                 let desk = &mut *self.desk();
-                let free = |desk: &Desk| desk.offers.ledger().view().free(&name);
-                let before = free(desk);
-                warn(&name, &desk.offers.report(report).warnings);
-                if free(desk) > before {
+                let reported = desk.offers.report(report);
+                warn(&name, &reported.warnings);
+                if reported.more {
                     self.look_for_room(desk);
                 }
             }

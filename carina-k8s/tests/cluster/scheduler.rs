@@ -581,6 +581,34 @@ async fn a_pod_that_fit_nowhere_is_tried_again_when_there_is_room() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_fit_nowhere_is_tried_again_when_its_group_is_mended_though_nothing_more_is_free() {
+    let server = ApiServer::new();
+    let user = User { client: server.client() };
+    user.class("ssd", "WaitForFirstConsumer", json!({"carina.storage.io/disk-group-name": "ssd"})).await;
+    let mut node = Node::started(&server, "n1").await;
+    published(&server, &[&node]).await;
+    node.crash().await;
+    let change = |change: &dyn Fn(&mut Value)| {
+        let mut stored = server.object("carina.storage.io/nodestorageresources", "n1").unwrap();
+        let groups = stored["status"]["groups"].as_array_mut().unwrap();
+        groups.iter_mut().for_each(change);
+        server.put("carina.storage.io/nodestorageresources", "n1", stored);
+    };
+    change(&|group| group["health"] = json!({"state": "failed", "message": "x"}));
+    let extender = Extender::start(&server.client()).await;
+    user.claim("data", "ssd", 50).await;
+    let pod = user.pod("db-0", &["data"]).await;
+    until("the claim is seen and there is no room", async || {
+        let (nodes, reasons) = extender.filter(&pod, &["n1"]).await;
+        (nodes.is_empty() && reasons["n1"] == "device group is unhealthy").then_some(())
+    })
+    .await;
+    change(&|group| group["health"] = json!({"state": "ok"}));
+    let seen = async || user.claims().get("data").await.unwrap().annotations().get(ROOM_SEEN).cloned();
+    until("its claim says that there is room", async || seen().await).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_that_fit_nowhere_is_tried_again_when_another_gives_up_what_it_held() {
     for sign in ["deleted", "unschedulable", "selected", "bound", "asked again", "lapsed"] {
         let server = ApiServer::new();
