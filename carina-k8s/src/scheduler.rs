@@ -9,6 +9,7 @@ mod journal;
 mod pod;
 pub mod program;
 mod protocol;
+mod waiting;
 
 pub use asks::{Asks, Trouble};
 pub use cluster::{Answer, Cluster, ROOM_SEEN};

@@ -17,6 +17,7 @@ use carina_core::{Bytes, GroupName, Strategy, VolumeName};
 use crate::column::Column;
 use crate::explain::{Explained, Verdict};
 use crate::ledger::{Ledger, Reported};
+use crate::named::Named;
 use crate::place::{PlaceError, Placed};
 use crate::reasons::Reasons;
 use crate::report::{NodeReport, Warning};
@@ -281,14 +282,19 @@ impl Offers {
             && scorer.look(&node.held_by(counts)).is_some()
     }
 
-    /// Whether a pod would be offered a node now, of all that there are.
+    /// Whether a pod would be offered a node now, of those that its last question named, or else of all that there are.
     #[must_use]
-    pub fn fits_somewhere(&self, request: &PodRequest) -> bool {
-        let scored = Scorer::new().score(self.ledger.view(), request, self.ledger.strategy()).is_ok_and(|scores| {
-            // A score is of a node that has the room beside all holds.
-            scores.fitting() > 0
-        });
-        scored && self.shared(request).is_none()
+    pub fn fits_somewhere(&self, request: &PodRequest, named: Option<&Named>) -> bool {
+        let view = self.ledger.view();
+        let may_be = |index: usize| named.is_none_or(|named| named.may_be(view, index));
+        // What is decided for it is there for it, and would be in its own way.
+        if let Some(held) = self.ledger.reservation(&request.pod).filter(|held| held.until.is_none()) {
+            return held.places.iter().filter_map(|place| view.index(&place.node)).any(may_be);
+        }
+        // A score is of a node that has the room beside all holds.
+        let mut scorer = Scorer::new();
+        let scores = scorer.score(view, request, self.ledger.strategy());
+        scores.is_ok_and(|scores| scores.indices().any(may_be)) && self.shared(request).is_none()
     }
 
     /// Why a pod cannot go to nodes where it doesn't fit, as things stand.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use carina_core::{Strategy, VolumeName};
 
 use crate::cause::{Cause, Search};
+use crate::named::Named;
 use crate::reason::{BEING_SCHEDULED, Reason, SHARED_CLAIM, UNKNOWN_NODE};
 use crate::request::{PodId, PodRequest};
 use crate::score::Scorer;
@@ -79,6 +80,13 @@ impl Reasons {
             }
         };
         nodes.into_iter().map(summary).collect()
+    }
+
+    /// Which nodes the question named, if these are its names, of those that were known when it was asked; nothing if
+    /// it named all of them.
+    #[must_use]
+    pub fn named<'n>(&self, nodes: impl IntoIterator<Item = &'n str>) -> Option<Named> {
+        Named::of(&self.view, nodes)
     }
 
     /// How many nodes there are of each summary.

@@ -85,6 +85,11 @@ impl<'a> Scores<'a> {
         self.view.nodes().filter_map(move |(index, node)| Some((node.name.as_ref(), scores.at(index)?)))
     }
 
+    /// The indices of the nodes that will do.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = usize> {
+        self.points.iter().enumerate().filter(|(_, points)| **points != REJECTED).map(|(index, _)| index)
+    }
+
     /// How many nodes were looked at, fit or not.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -87,6 +87,8 @@ pub struct ClusterView {
     columns: Vec<Column>,
     column_of: Arc<HashMap<Arc<GroupKey>, usize>>,
     extents: Vec<Bytes>,
+    /// How often a node has left.
+    departures: u64,
 }
 
 impl ClusterView {
@@ -230,6 +232,7 @@ impl ClusterView {
         self.put(index, None);
         Arc::make_mut(&mut self.names).remove(node);
         self.vacant.extend(u32::try_from(index));
+        self.departures += 1;
         true
     }
 
@@ -318,6 +321,11 @@ impl ClusterView {
 
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (usize, &Node)> {
         self.nodes.iter().enumerate().filter_map(|(index, node)| Some((index, node.as_deref()?)))
+    }
+
+    /// How often a node has left: an index stands for the same node until one does.
+    pub(crate) fn departures(&self) -> u64 {
+        self.departures
     }
 
     /// One more than the largest index of a node.

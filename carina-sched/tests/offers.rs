@@ -204,6 +204,42 @@ fn a_claim_of_a_pod_that_was_left_no_node_is_another_pods_once_it_ends() {
 }
 
 #[test]
+fn a_pod_fits_where_its_question_said_that_it_may_go() {
+    let mut offers = offers(&[0; 70]);
+    let one = pod("one", 1);
+    let more = |offers: &mut Offers, node: &str, gib| offers.report(NodeReport::new(node, vec![group(gib).into()]));
+    let named = offers.why_not(&one).named(["n0", "n65", "n99", "unknown"]).unwrap();
+    assert!(!offers.fits_somewhere(&one, Some(&named)));
+    more(&mut offers, "n66", 40);
+    assert!(offers.fits_somewhere(&one, None) && !offers.fits_somewhere(&one, Some(&named)));
+    more(&mut offers, "n65", 40);
+    assert!(offers.fits_somewhere(&one, Some(&named)));
+    more(&mut offers, "n65", 10);
+    assert!(!offers.fits_somewhere(&one, Some(&named)));
+    // A node that wasn't known when it asked may have been named.
+    more(&mut offers, "n99", 40);
+    assert!(offers.fits_somewhere(&one, Some(&named)));
+    more(&mut offers, "n99", 10);
+    assert!(!offers.fits_somewhere(&one, Some(&named)));
+    // Once a node has left, nothing is certain; and nodes that joined in the place of others are told apart anew.
+    offers.remove_node("n3");
+    assert!(offers.fits_somewhere(&one, Some(&named)), "n66 may be it");
+    let named = offers.why_not(&one).named(["n0", "unknown"]).unwrap();
+    assert!(!offers.fits_somewhere(&one, Some(&named)));
+    more(&mut offers, "unknown", 40);
+    assert!(offers.fits_somewhere(&one, Some(&named)));
+    // All of them, whatever else.
+    let all: Vec<String> = (0..100).map(|n| format!("n{n}")).chain(["unknown".to_owned()]).collect();
+    assert_eq!(offers.why_not(&one).named(all.iter().map(String::as_str)), None);
+    assert!(offers.why_not(&one).named(all[1..].iter().map(String::as_str)).is_some());
+    // What is decided for a pod isn't in its own way.
+    let mut offers = self::offers(&[1, 1]);
+    let named = offers.why_not(&one).named(["n1"]).unwrap();
+    offers.decide(&one, "n0");
+    assert!(offers.fits_somewhere(&one, None) && !offers.fits_somewhere(&one, Some(&named)));
+}
+
+#[test]
 fn the_table_shows_a_pod_what_it_would_get_without_its_own_holds() {
     let mut offers = offers(&[1, 1, 0]);
     let one = pod("one", 1);

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::asks::{self, Asks, Records, SELECTED_NODE, Trouble, claim_keys, claim_of, has_failed};
 use super::pod::Pod;
+use super::waiting::{Turn, Waiting};
 use crate::access::SCHEDULER;
 use crate::controller::{Change, Mirror, key};
 use crate::failure::{READY, recorded};
@@ -56,8 +57,8 @@ struct Desk {
     offers: Offers,
     /// The version of each pod when it last asked: what is older says nothing about its answer.
     asked: HashMap<PodId, u64>,
-    /// The pods that fit nowhere when they last asked, with their keys.
-    waiting: HashMap<PodId, String>,
+    /// The pods that fit nowhere when they last asked.
+    waiting: HashMap<PodId, Waiting>,
     /// The pods that hold decided space or wait for some, and that nobody knows, with since when.
     unknown: HashMap<PodId, Duration>,
     /// Whether all that is on record has been counted.
@@ -162,10 +163,22 @@ impl Cluster {
 
     /// Has the scheduler try again when there is room for a pod that fit nowhere, for ever.
     async fn tell_of_room(&self, client: Client) {
+        let mut next = None;
         loop {
-            self.room.notified().await;
+            let later = async {
+                match next {
+                    Some(next) => tokio::time::sleep_until(self.began + next).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let news = tokio::select! {
+                () = self.room.notified() => true,
+                () = later => false,
+            };
             tokio::time::sleep(MORE_ROOM).await;
-            let Some((pod, claim)) = self.pod_with_room().await else { continue };
+            let found;
+            (found, next) = self.pod_with_room(news).await;
+            let Some((pod, claim)) = found else { continue };
             let api: Api<PersistentVolumeClaim> =
                 Api::namespaced(client.clone(), claim.metadata.namespace.as_deref().unwrap_or_default());
             let now = jiff::Timestamp::now().as_second().to_string();
@@ -182,27 +195,44 @@ impl Cluster {
         }
     }
 
-    /// A pod that fit nowhere when it last asked and does now, with a claim of its that isn't bound.
-    async fn pod_with_room(&self) -> Option<(PodId, Arc<PersistentVolumeClaim>)> {
-        let waiting: Vec<(PodId, String)> =
-            self.desk().waiting.iter().map(|(id, key)| (id.clone(), key.clone())).collect();
-        for (i, (id, key)) in waiting.into_iter().enumerate() {
+    /// A pod that fit nowhere when it last asked and does now, and that may be told, with a claim of its that isn't
+    /// bound; and when the next one may be told that can't be yet. `news` says that there may be more room.
+    async fn pod_with_room(&self, news: bool) -> (Option<(PodId, Arc<PersistentVolumeClaim>)>, Option<Duration>) {
+        let waiting: Vec<PodId> = self.desk().waiting.keys().cloned().collect();
+        let mut next = None;
+        for (i, id) in waiting.into_iter().enumerate() {
             if i % AT_ONCE == AT_ONCE - 1 {
                 tokio::task::yield_now().await;
             }
-            let pod = self.pods.get(&key).filter(|pod| pod.id() == id && pod.spec.node_name.is_none());
+            let now = self.began.elapsed();
+            match self.desk().waiting.get_mut(&id).map(|waiting| waiting.turn(news, now)) {
+                Some(Turn::Now) => {}
+                Some(Turn::At(at)) => {
+                    next = Some(next.map_or(at, |next: Duration| next.min(at)));
+                    continue;
+                }
+                Some(Turn::None) | None => continue,
+            }
+            let pod = self.pods.get(key_of(&id)).filter(|pod| pod.id() == id && pod.spec.node_name.is_none());
             if let Some(claim) = pod.and_then(|pod| self.claim_with_room(&pod)) {
-                return Some((id, claim));
+                if let Some(waiting) = self.desk().waiting.get_mut(&id) {
+                    waiting.told(now);
+                }
+                return (Some((id, claim)), next);
             }
         }
-        None
+        (None, next)
     }
 
-    /// A claim of a pod that isn't bound, if the pod fits somewhere.
+    /// A claim of a pod that isn't bound, if the pod fits on a node that its last question named.
     fn claim_with_room(&self, pod: &Pod) -> Option<Arc<PersistentVolumeClaim>> {
         let Asks::Room(request) = self.asks(pod) else { return None };
-        if !self.desk().offers.fits_somewhere(&request) {
-            return None;
+        {
+            let desk = self.desk();
+            let waiting = desk.waiting.get(&request.pod)?;
+            if !desk.offers.fits_somewhere(&request, waiting.named.as_ref()) {
+                return None;
+            }
         }
         let unbound = |claim: &Arc<PersistentVolumeClaim>| {
             claim.spec.as_ref().is_some_and(|spec| spec.volume_name.as_deref().is_none_or(str::is_empty))
@@ -323,7 +353,8 @@ impl Cluster {
             Asks::Room(request) => request,
         };
         let now = self.began.elapsed();
-        let desk = &mut *self.desk();
+        let mut guard = self.desk();
+        let desk = &mut *guard;
         if desk.closed {
             return Answer::Closed;
         }
@@ -334,15 +365,25 @@ impl Cluster {
         if lapsed || less {
             self.look_for_room(desk);
         }
-        if offer.as_ref().is_ok_and(|offer| offer.nodes.is_empty()) {
-            desk.waiting.insert(request.pod.clone(), key(pod));
+        let waits = offer.as_ref().is_ok_and(|offer| offer.nodes.is_empty());
+        if waits {
+            // From now on, for there may be room a moment later; where it may go is worked out without the lock.
+            desk.waiting.entry(request.pod.clone()).or_default().named = None;
         } else {
             desk.waiting.remove(&request.pod);
         }
-        match offer {
-            Ok(offer) => Answer::Offer(offer, Box::new(desk.offers.why_not(&request))),
-            Err(error) => Answer::Refused(error.into()),
+        let (offer, reasons) = match offer {
+            Ok(offer) => (offer, Box::new(desk.offers.why_not(&request))),
+            Err(error) => return Answer::Refused(error.into()),
+        };
+        drop(guard);
+        if waits
+            && let Some(named) = reasons.named(nodes.iter().copied())
+            && let Some(waiting) = self.desk().waiting.get_mut(&request.pod)
+        {
+            waiting.named = Some(named);
         }
+        Answer::Offer(offer, reasons)
     }
 
     /// Answers no question any more that would hold space. How long, from now on, until every answer that was
@@ -362,11 +403,11 @@ impl Cluster {
         let refused = |pod: &&Arc<Pod>| pod.spec.node_name.is_none() && !pod.is_over() && pod.is_unschedulable();
         let pods = self.pods.all();
         let waits = |pod: &&Arc<Pod>| matches!(self.asks(pod), Asks::Room(request) if !request.claims.is_empty());
-        let waiting: Vec<(PodId, String)> =
-            pods.iter().filter(refused).filter(waits).map(|pod| (pod.id(), key(pod.as_ref()))).collect();
+        let waiting: Vec<PodId> = pods.iter().filter(refused).filter(waits).map(|pod| pod.id()).collect();
         let desk = &mut *self.desk();
         desk.closed = false;
-        desk.waiting.extend(waiting);
+        // Where each may go is known with its next question.
+        desk.waiting.extend(waiting.into_iter().map(|pod| (pod, Waiting::default())));
         // There may be room since the leader before looked.
         self.look_for_room(desk);
     }
@@ -556,7 +597,9 @@ impl Cluster {
                 } else if desk.whole && pod.metadata.deletion_timestamp.is_none() {
                     // What its other claims need where its first volume is was decided with an answer, by this leader
                     // or the one before, and is on record nowhere.
-                    desk.offers.keep(&request);
+                    if desk.offers.keep(&request) {
+                        self.look_for_room(desk);
+                    }
                 }
             }
         }

@@ -652,6 +652,49 @@ async fn a_pod_that_fit_nowhere_is_tried_again_when_another_gives_up_what_it_hel
     }
 }
 
+/// What keeps a pod from the node with room may be what only the scheduler sees: a selector, a taint, no CPU left.
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_told_of_no_room_where_it_may_not_go_and_ever_more_rarely_of_what_it_does_not_take() {
+    let server = ApiServer::new();
+    let user = User { client: server.client() };
+    user.class("local", "WaitForFirstConsumer", json!({"carina.storage.io/disk-group-name": "ssd"})).await;
+    let nodes = [Node::started(&server, "n1").await, Node::started(&server, "n2").await];
+    published(&server, &nodes.iter().collect::<Vec<_>>()).await;
+    let controller = Controller::start(&server).await;
+    let whole = controller.service.create(on_ssd("whole", 140, "n1")).await.unwrap();
+    for (claim, gib) in [("data", 50), ("other", 10)] {
+        user.claim(claim, "local", gib).await;
+    }
+    let extender = Extender::start(&server.client()).await;
+    let (pod, other) = (user.pod("db-0", &["data"]).await, user.pod("other", &["other"]).await);
+    until("the claim is seen and there is no room", async || {
+        let (nodes, reasons) = extender.filter(&pod, &["n1"]).await;
+        (nodes.is_empty() && reasons["n1"].starts_with("not enough local storage")).then_some(())
+    })
+    .await;
+    // Another pod gives up what it held, again and again.
+    let turmoil = async |seconds: u64| {
+        for _ in 0..seconds {
+            extender.filter(&other, &["n1"]).await;
+            extender.filter(&other, &["n2"]).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let patched = "PATCH /api/v1/namespaces/db/persistentvolumeclaims/data";
+        server.take_requests().iter().filter(|asked| *asked == patched).count()
+    };
+    assert_eq!(turmoil(60).await, 0, "n2 has the room, and it may not go there");
+    controller.service.delete(&whole.id).await.unwrap();
+    // It isn't asked about again, whatever the reason.
+    let told = turmoil(600).await;
+    assert!((14..=16).contains(&told), "after 1, 2, 4 seconds, and so on to a minute: {told} times");
+    // A pause that ends is followed by a look, whoever has room meanwhile.
+    assert_eq!(turmoil(1).await, 0);
+    tokio::time::sleep(Duration::from_secs(62)).await;
+    assert_eq!(turmoil(0).await, 1);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(turmoil(0).await, 0, "and by no other without news");
+}
+
 /// A new leader has answered nobody, and is to tell those of room whom the former one refused.
 #[tokio::test(start_paused = true)]
 async fn a_new_leader_has_those_tried_again_that_the_one_before_refused() {
