@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
+use tokio::task::JoinError;
 
 use super::asks::{Asks, Trouble};
 use super::cluster::Cluster;
@@ -67,9 +68,23 @@ struct Desk {
 /// One at a time, and beside the threads that answer the scheduler: the table of thousands of nodes takes its time,
 /// and anybody may ask for it.
 async fn explain(State(desk): State<Desk>, uri: Uri) -> Response {
-    let _turn = desk.turn.lock().await;
-    let answered = tokio::task::spawn_blocking(move || answer(&desk.cluster, &desk.ready, &uri)).await;
+    let turn = Arc::clone(&desk.turn);
+    let answered = in_turn(turn, move || answer(&desk.cluster, &desk.ready, &uri)).await;
     answered.unwrap_or_else(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response())
+}
+
+/// Does the work on a thread of its own once it is its turn. The turn is the work's, for it goes on when whoever waits
+/// for it has gone.
+async fn in_turn<T: Send + 'static>(
+    turn: Arc<Mutex<()>>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    let turn = turn.lock_owned().await;
+    tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work()
+    })
+    .await
 }
 
 fn answer(cluster: &Cluster, ready: &Ready, uri: &Uri) -> Response {
@@ -214,5 +229,29 @@ pub async fn ask(server: &str, pod: &str, json: bool) -> Result<String> {
         Ok(body.to_owned())
     } else {
         Err(Error::NotFound(body.trim().to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_disconnects_ends_no_turn() {
+        let turn = Arc::new(Mutex::new(()));
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let (end, ends) = mpsc::channel::<()>();
+        let first = tokio::spawn(in_turn(Arc::clone(&turn), move || {
+            let _ = begun.send(());
+            ends.recv()
+        }));
+        assert!(begins.await.is_ok());
+        first.abort();
+        assert!(first.await.is_err_and(|error| error.is_cancelled()));
+        assert!(turn.try_lock().is_err(), "its work goes on");
+        drop(end);
+        assert!(in_turn(turn, || 7).await.is_ok_and(|seven| seven == 7));
     }
 }
