@@ -12,7 +12,7 @@ use crate::machine::{Machine, Ran, mounting};
 /// What the demo shows in every cast.
 fn shows_the_whole_life(ran: &Ran) {
     for words in [
-        "sdf    200 GiB   hdd      no     has a signature: xfs",
+        "sim-sdf   200 GiB   hdd      no     has a signature: xfs",
         "create group carina-vg-ssd on sdb, sdc",
         "carina.storage.io ",
         "CreateVolume database 8 GiB: volume-database, 8 GiB in carina-vg-ssd",
