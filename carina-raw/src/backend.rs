@@ -615,37 +615,44 @@ impl VolumeBackend for RawBackend {
             Error::Precondition(format!("create {id}: there is no group {group} of raw disks on this node"))
         })?;
         figures.admit_request(request)?;
-        let rounded = request.size.in_extents(PARTITION_ALIGNMENT)?;
-        let fits = |disks| match request.exclusive {
-            true => smallest_whole(disks, request.size.required()),
-            false => best_fit(disks, rounded),
-        };
-        let wished = figures.raw_disks.iter().find(|disk| request.disk.as_ref() == Some(&disk.name));
-        let chosen = wished.and_then(|disk| fits(std::slice::from_ref(disk))).or_else(|| fits(&figures.raw_disks));
-        let size = if request.exclusive { chosen.map_or(Bytes::ZERO, |(_, gap)| gap.size) } else { rounded };
         let taken = || Error::Precondition(format!("create {id}: the room in {group} was taken meanwhile; try again"));
-        let (disk, gap) = chosen.ok_or_else(taken)?;
-        let (member, view) = self
-            .of_group(group)
-            .into_iter()
-            .find(|(member, view)| view.raw_disks(member).iter().any(|there| there.name == disk.name))
-            .ok_or_else(taken)?;
-        // A partition that was handed over is given whole, whatever was asked.
-        let whole = view.contents.handed().into_iter().find(|part| part.start <= gap.start && gap.start < part.end());
-        let size = whole.map_or(size, |part| part.size);
-        if !request.size.contains(size) {
-            return Err(Error::OutOfRange(format!(
-                "create {id}: {} is handed out whole, with {size} ({} bytes), and at most {} was asked for; raise the \
-                 limit, or use another group",
-                disk.name,
-                size.get(),
-                request.size.limit().unwrap_or(size)
-            )));
-        }
+        let place = |disks: &[RawDisk]| {
+            let (chosen, size) = if request.exclusive {
+                let whole = smallest_whole(disks, request.size.required());
+                (whole, whole.map_or(Bytes::ZERO, |(_, gap)| gap.size))
+            } else {
+                let size = request.size.in_extents(PARTITION_ALIGNMENT)?;
+                (best_fit(disks, size), size)
+            };
+            let (disk, gap) = chosen.ok_or_else(taken)?;
+            let (member, view) = self
+                .of_group(group)
+                .into_iter()
+                .find(|(member, view)| view.raw_disks(member).iter().any(|there| there.name == disk.name))
+                .ok_or_else(taken)?;
+            // A partition that was handed over is given whole, whatever was asked.
+            let handed = view.contents.handed();
+            let whole = handed.into_iter().find(|part| part.start <= gap.start && gap.start < part.end());
+            let size = whole.map_or(size, |part| part.size);
+            if !request.size.contains(size) {
+                return Err(Error::OutOfRange(format!(
+                    "create {id}: {} is handed out whole, with {size} ({} bytes), and at most {} was asked for; raise \
+                     the limit, or use another group",
+                    disk.name,
+                    size.get(),
+                    request.size.limit().unwrap_or(size)
+                )));
+            }
+            Ok((member, gap.start, size))
+        };
+        // The disk that is wished for, or any that will do.
+        let wished = figures.raw_disks.iter().find(|disk| request.disk.as_ref() == Some(&disk.name));
+        let wished = wished.and_then(|disk| place(std::slice::from_ref(disk)).ok());
+        let (member, start, size) = wished.map_or_else(|| place(&figures.raw_disks), Ok)?;
         let new = NewVolume {
             id: id.clone(),
             name: request.name.clone(),
-            start: gap.start,
+            start,
             size,
             exclusive: request.exclusive,
             wipe: request.wipe,

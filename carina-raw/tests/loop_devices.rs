@@ -240,6 +240,18 @@ async fn a_volume_has_the_disk_that_was_reckoned_with_while_it_has_room() {
         (1, 1),
         "there is none there"
     );
+    // A wish is no demand: a whole disk that is larger than the limit isn't taken where another will do.
+    let loops = Loops::new(&[Bytes::gib(20), Bytes::gib(30)]);
+    let backend = loops.backend().await;
+    backend.apply(&loops.step("raw")).await.unwrap();
+    let limited = VolumeRequest {
+        exclusive: true,
+        size: SizeRange::new(Bytes::gib(5), Some(Bytes::gib(20))).unwrap(),
+        disk: Some(loops.devices[1].file_name().unwrap().to_str().unwrap().to_owned()),
+        ..request("pvc-3", Bytes::gib(5))
+    };
+    backend.create(&group(), &limited).await.unwrap();
+    assert_eq!((partitions(&loops.devices[0]).len(), partitions(&loops.devices[1]).len()), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

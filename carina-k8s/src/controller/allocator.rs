@@ -147,9 +147,13 @@ impl Allocator {
         // One that is being made at the same time holds its own space, before there is a LogicVolume to tell of it.
         let beside: Vec<Claim> =
             beside.into_iter().filter(|claim| known.ledger.holder(&claim.volume).is_none()).collect();
-        let others = beside.len();
         let claims = std::iter::once(Claim::from(request)).chain(beside).collect();
         let mut asked = PodRequest::new(pod.clone(), claims);
+        if asked.validate().is_err() {
+            // What makes no sense of the others is said of them when they are asked for.
+            asked.claims.truncate(1);
+        }
+        let others = asked.claims.len() - 1;
         asked.topology = Topology { terms: known.terms(request) };
         let ledger = &mut known.ledger;
         ledger.expire(self.began.elapsed());

@@ -8,8 +8,10 @@ mod act;
 mod claim;
 mod decide;
 mod replacement;
+mod restore;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -22,6 +22,7 @@ mod real_server;
 mod real_webhook;
 mod scheduler;
 mod scheduler_program;
+mod scheduling;
 mod server;
 mod sim_node;
 mod webhook;

@@ -1,369 +1,24 @@
 //! The scheduler's extender with a scheduler and a provisioner that play by the protocol: from a pending pod
 //! to one that runs where its volumes are, and what comes between.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::Body;
-use carina_core::{
-    Bytes, ClassParameters, Error, GroupName, GroupSelector, SizeRange, Strategy, VolumeRequest, VolumeService,
-};
-use carina_csi::{DRIVER_NAME, TOPOLOGY_KEY};
+use carina_core::{Bytes, Error, GroupName, GroupSelector, VolumeRequest, VolumeService};
+use carina_csi::DRIVER_NAME;
 use carina_k8s::LogicVolume;
-use carina_k8s::controller::ClusterVolumes;
-use carina_k8s::scheduler::{Cluster, Journal, LARGEST_BODY, ROOM_SEEN, router};
-use carina_k8s::web::Ready;
-use http::{Method, Request};
-use http_body_util::BodyExt;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use carina_k8s::scheduler::{LARGEST_BODY, ROOM_SEEN};
 use k8s_openapi::api::storage::v1::StorageClass;
+use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use tower::ServiceExt;
 
 use crate::api_server::ApiServer;
 use crate::controller::{Controller, published};
+use crate::scheduling::{Extender, PATIENCE, User, World, one_node, provision_one, select};
 use crate::server::Server;
 use crate::sim_node::{Node, until};
-
-const NS: &str = "db";
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// The extender over a cluster.
-pub struct Extender {
-    pub cluster: Arc<Cluster>,
-    pub doors: Router,
-    _tasks: JoinSet<()>,
-}
-
-impl Extender {
-    pub async fn start(client: &Client) -> Self {
-        let cluster = Cluster::new(Strategy::Spreadout, PATIENCE);
-        let tasks = cluster.follow(client);
-        cluster.synced(|_| {}).await;
-        let ready = Ready::default();
-        ready.set(true);
-        Self { doors: router(Arc::clone(&cluster), ready, Journal::start()), cluster, _tasks: tasks }
-    }
-
-    pub async fn send(&self, verb: &str, body: impl Into<Body>) -> (u16, Value) {
-        let request = Request::builder().method(Method::POST).uri(format!("/{verb}")).body(body.into()).unwrap();
-        let response = self.doors.clone().oneshot(request).await.unwrap();
-        let code = response.status().as_u16();
-        let text = response.into_body().collect().await.unwrap().to_bytes();
-        (code, serde_json::from_slice(&text).unwrap_or_else(|_| json!(String::from_utf8_lossy(&text))))
-    }
-
-    /// The nodes that a pod is offered, and the reasons of the others.
-    pub async fn filter(&self, pod: &Value, nodes: &[&str]) -> (Vec<String>, BTreeMap<String, String>) {
-        let (code, answer) = self.send("filter", json!({"Pod": pod, "NodeNames": nodes}).to_string()).await;
-        assert_eq!((code, &answer["Error"]), (200, &Value::Null), "{answer}");
-        let reasons = serde_json::from_value(answer["FailedAndUnresolvableNodes"].clone()).unwrap_or_default();
-        (serde_json::from_value(answer["NodeNames"].clone()).unwrap(), reasons)
-    }
-}
-
-/// Objects as a user makes them.
-pub struct User {
-    pub client: Client,
-}
-
-impl User {
-    pub async fn class(&self, name: &str, binding: &str, parameters: Value) {
-        let class: StorageClass = serde_json::from_value(json!({
-            "metadata": {"name": name}, "provisioner": DRIVER_NAME, "volumeBindingMode": binding, "parameters": parameters,
-        }))
-        .unwrap();
-        Api::all(self.client.clone()).create(&PostParams::default(), &class).await.unwrap();
-    }
-
-    pub async fn claim(&self, name: &str, class: &str, gib: u64) {
-        let claim: PersistentVolumeClaim = serde_json::from_value(json!({
-            "metadata": {"name": name, "namespace": NS},
-            "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": class,
-                     "resources": {"requests": {"storage": format!("{gib}Gi")}}},
-        }))
-        .unwrap();
-        self.claims().create(&PostParams::default(), &claim).await.unwrap();
-    }
-
-    /// A pod with these claims; how it is stored.
-    pub async fn pod(&self, name: &str, claims: &[&str]) -> Value {
-        let volumes: Vec<Value> = claims
-            .iter()
-            .enumerate()
-            .map(|(i, claim)| json!({"name": format!("v{i}"), "persistentVolumeClaim": {"claimName": claim}}))
-            .collect();
-        self.pod_with(name, json!(volumes)).await
-    }
-
-    pub async fn pod_with(&self, name: &str, volumes: Value) -> Value {
-        let pod: Pod = serde_json::from_value(json!({
-            "metadata": {"name": name, "namespace": NS},
-            "spec": {"containers": [{"name": "c", "image": "i"}], "volumes": volumes},
-        }))
-        .unwrap();
-        serde_json::to_value(self.pods().create(&PostParams::default(), &pod).await.unwrap()).unwrap()
-    }
-
-    pub fn pods(&self) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), NS)
-    }
-
-    pub fn claims(&self) -> Api<PersistentVolumeClaim> {
-        Api::namespaced(self.client.clone(), NS)
-    }
-}
-
-/// Annotates a claim with the node that was chosen for it, or takes that back.
-async fn select(claims: &Api<PersistentVolumeClaim>, claim: &str, node: Option<&str>) {
-    let patch = json!({"metadata": {"annotations": {"volume.kubernetes.io/selected-node": node}}});
-    claims.patch(claim, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
-}
-
-fn selected(claim: &PersistentVolumeClaim) -> Option<&String> {
-    claim.annotations().get("volume.kubernetes.io/selected-node")
-}
-
-fn bound(claim: &PersistentVolumeClaim) -> Option<&str> {
-    claim.spec.as_ref()?.volume_name.as_deref()
-}
-
-/// What csi-provisioner does with claims that a node was selected for, or that wait for none.
-async fn provision(client: Client, service: Arc<ClusterVolumes>, refusals: Arc<Mutex<Vec<String>>>) {
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), NS);
-    let mut begun: HashSet<String> = HashSet::new();
-    let mut work = JoinSet::new();
-    loop {
-        for claim in claims.list(&Default::default()).await.map(|list| list.items).unwrap_or_default() {
-            if bound(&claim).is_some() || selected(&claim).is_none() || !begun.insert(claim.name_any()) {
-                continue;
-            }
-            let (client, service, refusals) = (client.clone(), Arc::clone(&service), Arc::clone(&refusals));
-            work.spawn(async move {
-                let name = claim.name_any();
-                provision_one(client, &service, claim, &refusals).await;
-                name
-            });
-        }
-        tokio::select! {
-            Some(done) = work.join_next() => { begun.remove(&done.unwrap()); }
-            () = tokio::time::sleep(Duration::from_millis(50)) => {}
-        }
-    }
-}
-
-async fn provision_one(
-    client: Client,
-    service: &ClusterVolumes,
-    claim: PersistentVolumeClaim,
-    refusals: &Mutex<Vec<String>>,
-) {
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), NS);
-    let spec = claim.spec.clone().unwrap();
-    let class: StorageClass = Api::all(client.clone()).get(spec.storage_class_name.as_deref().unwrap()).await.unwrap();
-    let parameters = class.parameters.clone().unwrap_or_default();
-    let parsed = ClassParameters::parse(parameters.iter().map(|(k, v)| (k.as_str(), v.as_str()))).unwrap();
-    let size: Bytes = spec.resources.unwrap().requests.unwrap()["storage"].0.parse().unwrap();
-    let volume = format!("pvc-{}", claim.uid().unwrap());
-    let request = VolumeRequest {
-        group: parsed.group,
-        nodes: selected(&claim).cloned().into_iter().collect(),
-        claim: Some(carina_core::ClaimName { namespace: NS.to_owned(), name: claim.name_any() }),
-        ..VolumeRequest::new(volume.parse().unwrap(), SizeRange::at_least(size).unwrap())
-    };
-    let made = loop {
-        match service.create(request.clone()).await {
-            Ok(made) => break made,
-            // RESOURCE_EXHAUSTED: nothing is left, and the scheduler may choose again.
-            Err(Error::NoCapacity(no)) => {
-                refusals.lock().unwrap().push(no.to_string());
-                select(&claims, &claim.name_any(), None).await;
-                return;
-            }
-            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
-        }
-    };
-    let pv: PersistentVolume = serde_json::from_value(json!({
-        "metadata": {"name": volume},
-        "spec": {
-            "csi": {"driver": DRIVER_NAME, "volumeHandle": made.id.to_string()},
-            "claimRef": {"namespace": NS, "name": claim.name_any(), "uid": claim.uid()},
-            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
-                {"key": TOPOLOGY_KEY, "operator": "In", "values": [made.node]}]}]}},
-        },
-    }))
-    .unwrap();
-    Api::all(client).create(&PostParams::default(), &pv).await.unwrap();
-    let patch = json!({"spec": {"volumeName": volume}});
-    claims.patch(&claim.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
-}
-
-/// A stock scheduler: one cycle after the other, the volumes of earlier pods being bound meanwhile.
-struct Scheduler {
-    user: User,
-    extender: Arc<Extender>,
-    nodes: Vec<String>,
-    /// Every node that a pod was sent to, in order.
-    sent: Mutex<Vec<(String, String)>>,
-}
-
-impl Scheduler {
-    async fn run(self: Arc<Self>) {
-        let mut binding: JoinSet<String> = JoinSet::new();
-        let mut busy: BTreeSet<String> = BTreeSet::new();
-        loop {
-            let pods = self.user.pods().list(&Default::default()).await.map(|list| list.items).unwrap_or_default();
-            for pod in pods {
-                let name = pod.name_any();
-                if pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()) || busy.contains(&name) {
-                    continue;
-                }
-                if let Some(node) = self.cycle(&pod).await {
-                    busy.insert(name.clone());
-                    binding.spawn(Arc::clone(&self).bind(name, node));
-                }
-            }
-            let pause = tokio::time::sleep(Duration::from_millis(200));
-            tokio::pin!(pause);
-            loop {
-                tokio::select! {
-                    Some(done) = binding.join_next() => { busy.remove(&done.unwrap()); }
-                    () = &mut pause => break,
-                }
-            }
-        }
-    }
-
-    /// One cycle; the node that it chose.
-    async fn cycle(&self, pod: &Pod) -> Option<String> {
-        let shown = serde_json::to_value(pod).unwrap();
-        let mut nodes: Vec<&str> = self.nodes.iter().map(String::as_str).collect();
-        // As VolumeBinding filters before: a claim's selected node, or a bound volume's, and no other.
-        for volume in pod.spec.as_ref().unwrap().volumes.iter().flatten() {
-            let claim =
-                self.user.claims().get(&volume.persistent_volume_claim.as_ref().unwrap().claim_name).await.unwrap();
-            if let Some(node) = selected(&claim) {
-                nodes.retain(|known| known == node);
-            }
-        }
-        let (offered, _) = self.extender.filter(&shown, &nodes).await;
-        let chosen = match &offered[..] {
-            [] => None,
-            [only] => Some(only.clone()),
-            _ => {
-                let body = json!({"Pod": shown, "NodeNames": offered}).to_string();
-                let (_, scores) = self.extender.send("prioritize", body).await;
-                let scores = scores.as_array().unwrap().clone();
-                assert!(scores.iter().all(|score| score["Score"].as_u64().unwrap() <= 10), "{scores:?}");
-                let best =
-                    scores.iter().max_by_key(|s| (s["Score"].as_u64(), std::cmp::Reverse(s["Host"].as_str()))).unwrap();
-                Some(best["Host"].as_str().unwrap().to_owned())
-            }
-        };
-        if chosen.is_none() {
-            let patch =
-                json!({"status": {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False"}]}});
-            let _ =
-                self.user.pods().patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await;
-        }
-        chosen
-    }
-
-    /// What goes on after a cycle: the nomination, the claims, and the binding once they are bound.
-    async fn bind(self: Arc<Self>, name: String, node: String) -> String {
-        self.sent.lock().unwrap().push((name.clone(), node.clone()));
-        let (pods, claims) = (self.user.pods(), self.user.claims());
-        let nominate = |node: Option<&str>| json!({"status": {"nominatedNodeName": node}});
-        let patch = nominate(Some(&node));
-        pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
-        let pod = pods.get(&name).await.unwrap();
-        let named: Vec<String> = pod
-            .spec
-            .unwrap()
-            .volumes
-            .unwrap()
-            .into_iter()
-            .map(|volume| volume.persistent_volume_claim.unwrap().claim_name)
-            .collect();
-        for claim in &named {
-            if bound(&claims.get(claim).await.unwrap()).is_none() {
-                select(&claims, claim, Some(&node)).await;
-            }
-        }
-        loop {
-            let mut waiting = false;
-            for claim in &named {
-                let claim = claims.get(claim).await.unwrap();
-                if bound(&claim).is_none() {
-                    waiting = true;
-                    if selected(&claim).is_none() {
-                        // Provisioning failed: the pod is scheduled again.
-                        let patch = json!({"status": {"nominatedNodeName": null,
-                                           "conditions": [{"type": "PodScheduled", "status": "False"}]}});
-                        pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
-                        return name;
-                    }
-                }
-            }
-            if !waiting {
-                let patch = json!({"spec": {"nodeName": node}});
-                pods.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
-                return name;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-}
-
-/// All that is needed for a pod to find its node, on this many nodes.
-struct World {
-    nodes: Vec<Node>,
-    user: User,
-    extender: Arc<Extender>,
-    scheduler: Arc<Scheduler>,
-    refusals: Arc<Mutex<Vec<String>>>,
-    controller: Controller,
-    tasks: JoinSet<()>,
-}
-
-impl World {
-    async fn new(nodes: usize) -> Self {
-        let server = ApiServer::new();
-        let mut all = Vec::new();
-        for i in 1..=nodes {
-            all.push(Node::started(&server, &format!("n{i}")).await);
-        }
-        published(&server, &all.iter().collect::<Vec<_>>()).await;
-        let client = Server::client(&server);
-        let user = User { client: client.clone() };
-        user.class("ssd", "WaitForFirstConsumer", json!({"carina.storage.io/disk-group-name": "ssd"})).await;
-        let extender = Arc::new(Extender::start(&client).await);
-        let names = all.iter().map(|node| node.name.clone()).collect();
-        let scheduler = Arc::new(Scheduler {
-            user: User { client: client.clone() },
-            extender: Arc::clone(&extender),
-            nodes: names,
-            sent: Mutex::default(),
-        });
-        let controller = Controller::start(&server).await;
-        Self { nodes: all, user, extender, scheduler, refusals: Arc::default(), controller, tasks: JoinSet::new() }
-    }
-
-    fn start(&mut self) {
-        self.tasks.spawn(Arc::clone(&self.scheduler).run());
-        let (service, refusals) = (Arc::clone(&self.controller.service), Arc::clone(&self.refusals));
-        self.tasks.spawn(provision(self.user.client.clone(), service, refusals));
-    }
-
-    async fn is_bound(&self, pod: &str) -> Option<String> {
-        self.user.pods().get(pod).await.unwrap().spec.unwrap().node_name
-    }
-}
 
 fn on_ssd(name: &str, gib: u64, node: &str) -> VolumeRequest {
     VolumeRequest { group: GroupSelector::Named(GroupName::ssd()), ..crate::controller::ask(name, gib, &[node]) }
@@ -422,6 +77,22 @@ async fn a_claim_is_refused_where_the_rest_of_its_pod_has_no_room() {
     let refusals = world.refusals.lock().unwrap().clone();
     assert!(refusals.len() == 1 && refusals[0].contains("together with 1 more of the pod's claims"), "{refusals:?}");
     assert_eq!(world.nodes[0].volumes().await, []);
+}
+
+/// What is wrong with a claim is said of that one, and keeps no other from its volume.
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_makes_no_sense_does_not_keep_the_others_of_its_pod() {
+    let world = World::new(1).await;
+    let limit = json!({"carina.storage.io/expansion-limit": "1Gi"});
+    world.user.class("small", "WaitForFirstConsumer", limit).await;
+    world.user.claim("data", "ssd", 50).await;
+    world.user.claim("logs", "small", 50).await;
+    world.user.pod("web", &["data", "logs"]).await;
+    select(&world.user.claims(), "data", Some("n1")).await;
+    let data = world.user.claims().get("data").await.unwrap();
+    provision_one(world.user.client.clone(), &world.controller.service, data, &world.refusals).await;
+    assert_eq!(*world.refusals.lock().unwrap(), Vec::<String>::new());
+    assert_eq!(world.nodes[0].volumes().await.len(), 1);
 }
 
 /// Immediate: nobody chose a node, so the controller does, and does better the next time.
@@ -789,12 +460,7 @@ async fn each_sign_of_a_choice_counts_and_a_restart_forgets_none() {
 /// As a StatefulSet makes its pods, and somebody its claims: again, under the same names.
 #[tokio::test(start_paused = true)]
 async fn what_is_made_anew_under_its_name_while_nobody_watches_leaves_no_hold_behind() {
-    let server = ApiServer::new();
-    let node = Node::started(&server, "n1").await;
-    published(&server, &[&node]).await;
-    let user = User { client: server.client() };
-    user.class("ssd", "WaitForFirstConsumer", json!({"carina.storage.io/disk-group-name": "ssd"})).await;
-    let extender = Extender::start(&server.client()).await;
+    let (server, _node, user, extender) = one_node().await;
     user.claim("data", "ssd", 50).await;
     user.claim("log", "ssd", 50).await;
     let pod = user.pod("db-0", &["data"]).await;
@@ -822,12 +488,7 @@ async fn what_is_made_anew_under_its_name_while_nobody_watches_leaves_no_hold_be
 
 #[tokio::test(start_paused = true)]
 async fn a_nomination_that_is_taken_back_holds_nothing_unless_a_claim_is_on_record() {
-    let server = ApiServer::new();
-    let node = Node::started(&server, "n1").await;
-    published(&server, &[&node]).await;
-    let user = User { client: server.client() };
-    user.class("ssd", "WaitForFirstConsumer", json!({"carina.storage.io/disk-group-name": "ssd"})).await;
-    let extender = Extender::start(&server.client()).await;
+    let (server, _node, user, extender) = one_node().await;
     for (claim, gib) in [("data", 50), ("log", 50), ("large", 150)] {
         user.claim(claim, "ssd", gib).await;
     }
@@ -914,12 +575,7 @@ async fn a_new_leader_keeps_the_room_for_the_rest_of_a_pod_that_has_a_volume() {
 /// The scheduler asks about a pod whose end was told already, and that isn't told again.
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_is_asked_about_after_its_end_does_not_hold_its_space_for_ever() {
-    let server = ApiServer::new();
-    let node = Node::started(&server, "n1").await;
-    published(&server, &[&node]).await;
-    let user = User { client: server.client() };
-    user.class("ssd", "WaitForFirstConsumer", json!({"carina.storage.io/disk-group-name": "ssd"})).await;
-    let extender = Extender::start(&server.client()).await;
+    let (_server, _node, user, extender) = one_node().await;
     user.claim("data", "ssd", 50).await;
     user.claim("log", "ssd", 50).await;
     select(&user.claims(), "data", Some("n1")).await;
@@ -1051,7 +707,7 @@ async fn what_cannot_be_is_a_reason_and_never_an_error_of_ours() {
     let (code, _) = extender.send("filter", vec![b' '; LARGEST_BODY + 1]).await;
     assert_eq!(code, 413);
     // A client that never ends.
-    let slow = Body::from_stream(futures::stream::pending::<Result<axum::body::Bytes, std::io::Error>>());
+    let slow = axum::body::Body::from_stream(futures::stream::pending::<Result<axum::body::Bytes, std::io::Error>>());
     assert_eq!(extender.send("filter", slow).await.0, 408);
     assert_eq!(extender.filter(&small, &["n1"]).await.0, ["n1"], "and it answers as before");
 }

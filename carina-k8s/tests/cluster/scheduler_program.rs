@@ -19,7 +19,7 @@ use crate::agent_program::{free_address, get, soon};
 use crate::api_server::{ApiServer, Fault};
 use crate::controller::published;
 use crate::manifests;
-use crate::scheduler::User;
+use crate::scheduling::User;
 use crate::server::Server;
 use crate::sim_node::Node;
 use crate::webhook::{connector, exchange};

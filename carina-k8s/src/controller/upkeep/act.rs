@@ -2,36 +2,33 @@
 //! on, so that it is refused where somebody was quicker; the next look decides anew then.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use carina_core::config::Config;
-use carina_core::{
-    Bytes, ClaimName, ClassParameters, GroupName, GroupSelector, SizeRange, VolumeId, VolumeName, VolumeRequest,
-    VolumeType,
-};
+use carina_core::{ClaimName, SizeRange, VolumeRequest};
 use carina_csi::TOPOLOGY_KEY;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 
 use super::claim::is_for_what_it_says;
 use super::decide::{LEAVING, LOST, REBUILDING, Rebuilding, Step};
 use super::replacement::{others, replacement};
+use super::restore::Stored;
+use super::write::{conflicts, delete, patch, unless_changed};
 use super::{OUT_OF_SERVICE, carried_name, left_out, name_of};
 use crate::asked;
 use crate::clock::Clock;
 use crate::controller::{Allocator, Mirror};
 use crate::event::{
     NODE_DELETED, ORPHAN_RELEASED, ORPHANED, REBUILD_CANCELLED, REBUILD_REFUSED, REBUILD_STARTED, REBUILD_STEP,
-    REBUILD_WAITS, REBUILT, RESTORED, Recorder, Regarding,
+    REBUILD_WAITS, REBUILT, Recorder, Regarding,
 };
 use crate::failure::{IN_USE, NODE_LOST, QUARANTINED};
 use crate::logic_volume::{
@@ -40,7 +37,7 @@ use crate::logic_volume::{
 };
 use crate::node::orphans::signature;
 use crate::node_storage::CONFIRM_ORPHANS;
-use crate::persistent_volume::{self, Ours, RETAIN};
+use crate::persistent_volume::{Ours, RETAIN};
 use crate::tombstone::{Tombstone, Tombstones};
 
 /// On a claim or a PersistentVolume: `"true"` lets a volume of a lost node be made again, empty, although
@@ -54,14 +51,14 @@ const MIGRATE: [&str; 2] =
 /// What carries the steps out.
 pub(super) struct Acting {
     pub(super) volumes: Api<LogicVolume>,
-    persistent: Api<PersistentVolume>,
+    pub(super) persistent: Api<PersistentVolume>,
     nodes: Api<Node>,
     classes: Api<StorageClass>,
     pub(super) client: Client,
     pub(super) seen: Arc<Mirror<LogicVolume>>,
     seen_persistent: Arc<Mirror<PersistentVolume>>,
     seen_nodes: Arc<Mirror<Node>>,
-    allocator: Arc<Allocator>,
+    pub(super) allocator: Arc<Allocator>,
     buried: Tombstones,
     clock: Clock,
     pub(super) events: Recorder,
@@ -70,21 +67,7 @@ pub(super) struct Acting {
     /// When to look again for what no watch tells of.
     again: Option<Duration>,
     /// What LogicVolumes there are, as stored at this look; asked for when it is needed.
-    stored: Option<Stored>,
-}
-
-/// What the LogicVolumes that are stored stand for.
-#[derive(Default)]
-struct Stored {
-    ids: HashSet<VolumeId>,
-    names: HashSet<VolumeName>,
-}
-
-impl Stored {
-    fn take(&mut self, volume: &LogicVolume) {
-        self.ids.extend(volume.volume_id());
-        self.names.extend(volume.volume_name().ok());
-    }
+    pub(super) stored: Option<Stored>,
 }
 
 impl Acting {
@@ -738,75 +721,6 @@ impl Acting {
             }
         }
     }
-
-    /// Makes a LogicVolume again for a PersistentVolume that has none.
-    async fn restore(&mut self, pv: Ours<'_>) -> Result<(), kube::Error> {
-        let handle = pv.handle();
-        let cannot = |why: &str| format!("no LogicVolume stands for its volume {handle}, and none can be made: {why}");
-        let id = handle.parse::<VolumeId>().ok();
-        let name = id.as_ref().and_then(|id| id.suffix()?.parse::<VolumeName>().ok());
-        if self.stored.is_none() {
-            // Once for all that are to be made again: after a deleted definition that is every volume.
-            let mut stored = Stored::default();
-            asked::every(&self.volumes, |volume| stored.take(&volume)).await?;
-            self.stored = Some(stored);
-        }
-        let taken = self.stored.as_ref().is_none_or(|stored| {
-            name.as_ref().is_some_and(|name| stored.names.contains(name))
-                || id.as_ref().is_some_and(|id| stored.ids.contains(id))
-        });
-        let there = asked::one(&self.persistent, &pv.object.name_any()).await?;
-        let same = there
-            .as_ref()
-            .and_then(Ours::of)
-            .filter(|there| there.object.metadata.uid == pv.object.metadata.uid && !there.is_leaving());
-        let Some(pv) = same.filter(|_| !taken) else { return Ok(()) };
-        let made = match (name, pv.node()) {
-            (Some(name), Some(node)) => {
-                let class = self.class(pv).await?;
-                again(pv, name, node, class.as_ref(), &self.seen_kinds(node))
-            }
-            (None, _) => Err("its volumeHandle is none of Carina's".to_owned()),
-            (_, None) => Err("it doesn't say on which node the volume is".to_owned()),
-        };
-        let made = match made {
-            Ok(made) => made,
-            Err(why) => {
-                self.tell_once(pv, &cannot(&why));
-                return Ok(());
-            }
-        };
-        match self.volumes.create(&PostParams::default(), &made).await {
-            Ok(made) => {
-                let note = format!(
-                    "LogicVolume {} was made again from PersistentVolume {}",
-                    made.name_any(),
-                    pv.object.name_any()
-                );
-                tracing::warn!("{note}");
-                self.events.warning([Regarding::object(&made), Regarding::object(pv.object)], RESTORED, note);
-                if let Some(stored) = &mut self.stored {
-                    stored.take(&made);
-                }
-                self.seen.put(made);
-                Ok(())
-            }
-            Err(error) if conflicts(&error) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The kinds of the groups of a node, as it reports them.
-    fn seen_kinds(&self, node: &str) -> BTreeMap<String, VolumeType> {
-        self.allocator.kinds(node)
-    }
-
-    fn tell_once(&mut self, pv: Ours<'_>, note: &str) {
-        if self.told.insert((pv.object.name_any(), RESTORED)) {
-            tracing::warn!("PersistentVolume {}: {note}", pv.object.name_any());
-            self.events.warning([Regarding::object(pv.object)], RESTORED, note);
-        }
-    }
 }
 
 /// What a volume was asked to be, for one that takes its place. Its claim is the one that it is bound to by now.
@@ -836,56 +750,6 @@ fn refusal(claim: &PersistentVolumeClaim, pv: Ours<'_>) -> Option<String> {
     }
 }
 
-/// The LogicVolume for a PersistentVolume, with the mark of one that was bound: its node makes nothing for
-/// it, and only takes up what is there.
-fn again(
-    pv: Ours<'_>,
-    name: carina_core::VolumeName,
-    node: &str,
-    class: Option<&StorageClass>,
-    kinds: &BTreeMap<String, VolumeType>,
-) -> Result<LogicVolume, String> {
-    let capacity = pv.object.spec.as_ref().and_then(|spec| spec.capacity.as_ref()?.get("storage").cloned());
-    let size: Bytes = capacity.and_then(|q| q.0.parse().ok()).ok_or("it has no capacity")?;
-    let size = SizeRange::at_least(size).map_err(|error| error.to_string())?;
-    let written =
-        pv.group().ok_or("it doesn't say in which group the volume is (carina.storage.io/disk-group-name)")?;
-    let parameters = class.and_then(|class| class.parameters.as_ref());
-    let parameters = parameters.map(|map| map.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-    let parameters = parameters.and_then(|all| ClassParameters::parse(all).ok());
-    // The Go Carina names a raw group with its disk.
-    let group: GroupName =
-        written.split('/').next().unwrap_or_default().parse().map_err(|_| format!("\"{written}\" is no group"))?;
-    let kind = if pv.attribute(persistent_volume::VOLUME_TYPE) == Some("raw") || written.contains('/') {
-        VolumeType::Raw
-    } else {
-        kinds
-            .get(group.as_str())
-            .copied()
-            .or_else(|| parameters.as_ref().map(|p| p.volume_type))
-            .unwrap_or(VolumeType::Lvm)
-    };
-    let claim = pv.claim().map(|claim| ClaimName {
-        namespace: claim.namespace.clone().unwrap_or_default(),
-        name: claim.name.clone().unwrap_or_default(),
-    });
-    let request = VolumeRequest {
-        volume_type: kind,
-        group: GroupSelector::Named(group.clone()),
-        exclusive: pv.attribute(persistent_volume::EXCLUSIVE) == Some("true")
-            || kind == VolumeType::Raw && parameters.as_ref().is_some_and(|p| p.exclusive),
-        wipe: parameters.as_ref().map(|p| p.wipe).unwrap_or_default(),
-        claim,
-        ..VolumeRequest::new(name, size)
-    };
-    let mut object = LogicVolume::for_request(&request, node, &group);
-    object.spec.device_group = written;
-    let annotations = object.annotations_mut();
-    annotations.insert(BOUND.to_owned(), pv.object.name_any());
-    annotations.insert(RECLAIM_POLICY.to_owned(), pv.reclaim_policy().to_owned());
-    Ok(object)
-}
-
 /// The nodes that a class allows, where it names nodes.
 fn allowed_nodes(class: &StorageClass) -> Vec<String> {
     let terms = class.allowed_topologies.iter().flatten();
@@ -901,43 +765,4 @@ fn claims(pod: &Pod) -> impl Iterator<Item = &str> {
 
 fn claim_of(pv: Ours<'_>) -> Option<Regarding> {
     pv.claim().map(Regarding::reference_to)
-}
-
-/// Changes an object if it is still as it was decided on; `None` if it isn't.
-pub(super) async fn patch<K>(api: &Api<K>, object: &K, mut change: Value) -> Result<Option<K>, kube::Error>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
-{
-    change["metadata"]["uid"] = json!(object.meta().uid);
-    change["metadata"]["resourceVersion"] = json!(object.meta().resource_version);
-    unless_changed(api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&change)).await)
-}
-
-/// Deletes an object if it is still the one that was decided on; whether it was.
-pub(super) async fn delete<K>(api: &Api<K>, object: &K) -> Result<bool, kube::Error>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
-{
-    unless_changed(api.delete(&object.name_any(), &as_decided_on(object)).await).map(|done| done.is_some())
-}
-
-/// How to delete an object only if it is still as it was decided on.
-pub(super) fn as_decided_on<K: Resource>(object: &K) -> DeleteParams {
-    let preconditions =
-        Preconditions { uid: object.meta().uid.clone(), resource_version: object.meta().resource_version.clone() };
-    DeleteParams::default().preconditions(preconditions)
-}
-
-/// What was written; `None` if the object is gone or another by now, which the watch tells.
-fn unless_changed<T>(written: Result<T, kube::Error>) -> Result<Option<T>, kube::Error> {
-    match written {
-        Ok(written) => Ok(Some(written)),
-        Err(error) if conflicts(&error) => Ok(None),
-        Err(kube::Error::Api(refused)) if refused.code == 404 => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-pub(super) fn conflicts(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(refused) if refused.code == 409)
 }

@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::AFTER_ERROR;
-use super::act::{Acting, as_decided_on, conflicts, delete, patch};
+use super::act::Acting;
+use super::write::{as_decided_on, conflicts, delete, patch};
 use crate::asked;
 use crate::event::{CLAIM_RENEWED, REBUILD_REFUSED, REBUILD_WAITS, REBUILT, Regarding};
 use crate::logic_volume::{BOUND, DELETE_STORAGE, LogicVolume, NEW_CLAIM, REBUILT_FROM, REPLACEMENT};
