@@ -509,7 +509,7 @@ impl Acting {
             }
             return Ok(());
         }
-        self.unhold(volume, &format!("node {node} is lost and never will")).await
+        self.unhold(volume, &format!("node {node}, whose it was to do that, is lost")).await
     }
 
     /// Takes our finalizer off a deleted LogicVolume.
